@@ -1,0 +1,70 @@
+"""Files that are either whole or not there: every file this repository writes goes through here."""
+
+import io
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a temporary file that replaces `path` once the block ends and the bytes are on disk.
+
+    mode: "wb", or "w" for UTF-8 text with line feeds. On any error, a full disk or Ctrl-C the
+    temporary file is removed and `path` stays as it was.
+    Raises: OSError, when the folder cannot be written or the disk is full.
+    """
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with _temporary_beside(path) as temporary:
+        with temporary.open(mode, **text) as handle:
+            yield handle
+            _to_disk(handle)
+        temporary.replace(path)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files: all bytes are on disk before the first name changes.
+
+    Names change in the mapping's order. Raises: OSError, with every file as it was before.
+    """
+    with ExitStack() as stack:
+        staged = [(stack.enter_context(_temporary_beside(path)), path) for path in contents]
+        for temporary, path in staged:
+            with temporary.open("wb") as handle:
+                handle.write(contents[path])
+                _to_disk(handle)
+        for temporary, path in staged:
+            temporary.replace(path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy, atomically and without pickle. Raises: OSError, ValueError."""
+    with atomic_write(path) as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The bytes of an array's .npy file, without pickle. Raises: ValueError."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_disk(handle: IO) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())

@@ -1,0 +1,104 @@
+"""The toy data of Figure 1: scaled integer random walks and one coefficient of their signature.
+
+Bit-identical to the released experiments (paper, section 5.1): one key for every path dimension,
+drawn with JAX's non-partitionable Threefry layout whatever the installed JAX's default is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from atomic_files import save_array
+from data_dir.data_errors import DataError
+from data_dir.toy_fingerprints import check_fingerprint, load_fingerprints
+
+SEED = 1234
+LABEL_BATCH = 10_000
+DEFAULT_FOLDER = Path(__file__).resolve().with_name("toy_data")
+
+
+def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
+    """Integer random walks (num_paths, length, input_dim), float32: sums of rounded normals."""
+    import jax
+
+    with jax.default_device(jax.devices("cpu")[0]), jax.threefry_partitionable(False):
+        steps = jax.random.normal(jax.random.PRNGKey(SEED), (num_paths, length, input_dim))
+        return np.cumsum(np.rint(np.asarray(steps)), axis=1, dtype=np.float32)
+
+
+def signature_coefficient(paths: np.ndarray) -> np.ndarray:
+    """The signature's (1, ..., d) coefficient of each path, by `signax`.
+
+    paths: (N, n, d) float32. Returns (N,) float32. For d = 2 the iterated integral of dX^1 dX^2,
+    for d = 3 of dX^1 dX^2 dX^3; the path starts at its first point.
+    """
+    import jax
+    import signax
+
+    depth = paths.shape[2]
+
+    @jax.jit
+    def coefficient(batch: jax.Array) -> jax.Array:
+        top_level = signax.signature(batch, depth, flatten=False)[-1]
+        return top_level[(slice(None), *range(depth))]
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        starts = range(0, len(paths), LABEL_BATCH)
+        parts = [np.asarray(coefficient(paths[i : i + LABEL_BATCH])) for i in starts]
+    return np.concatenate(parts)
+
+
+def make_toy_dataset(input_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make the paper's toy data: paths (100000, 100, d) in [-1, 1] and labels (100000,), float32.
+
+    Both are divided by their largest absolute value over all paths, train and validation.
+    Raises: DataError, when the result is not the paper's data.
+    """
+    num_paths, length = load_fingerprints()["shape"]
+    walks = random_walks(input_dim, num_paths, length)
+    data = walks / np.max(np.abs(walks))
+    labels = signature_coefficient(data)
+    labels = labels / np.max(np.abs(labels))
+    check_fingerprint(data, labels, f"toy data, d = {input_dim}, as generated")
+    return data, labels
+
+
+def write_toy_dataset(folder: Path, input_dim: int) -> None:
+    """Make the data for one path dimension and write `data_{d}.npy` and `labels_{d}.npy`.
+
+    Raises: DataError, OSError. Existing files are replaced only by verified data.
+    """
+    data, labels = make_toy_dataset(input_dim)
+    save_array(folder / f"labels_{input_dim}.npy", labels)
+    save_array(folder / f"data_{input_dim}.npy", data)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the toy data from the command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Make the toy data of Figure 1, bit-identical to the paper's.",
+        epilog="example: python data_dir/generate_toy_dataset.py --output data_dir/toy_data",
+    )
+    parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
+    parser.add_argument("--input-dims", type=int, nargs="+", choices=[2, 3], default=[2, 3])
+    arguments = parser.parse_args(argv)
+    try:
+        for input_dim in arguments.input_dims:
+            write_toy_dataset(arguments.output, input_dim)
+            print(f"wrote {arguments.output}/data_{input_dim}.npy and labels_{input_dim}.npy")
+    except ModuleNotFoundError as error:
+        print(f"error: the toy data need {error.name}: pip install '.[jax]'", file=sys.stderr)
+        return 1
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""One typed, checked config for each experiment: YAML in, clear errors out.
+
+Values live in `experiment_configs/*.yaml` alone: a key without a value there is an error, so a
+file always states the whole experiment.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent
+CONFIG_FOLDER = ROOT / "experiment_configs"
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """A command line or config that cannot be used; the message names file, key and values."""
+
+
+class ExperimentConfig(BaseModel):
+    """What every experiment's config shares."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    # Short command-line flag -> the key it sets; a flag that is not here does not apply.
+    flags: ClassVar[Mapping[str, str]] = {"-s": "seed"}
+    # Keys that say which runs to do or where they go, not what a run is.
+    not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir"})
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    results_dir: Annotated[str, Field(min_length=1)]
+
+    @classmethod
+    def one_or_list(cls, key: str, value: Any) -> Any:
+        """A flag's value, put in a list where the key takes a list."""
+        is_list = get_origin(cls.model_fields[key].annotation) is list
+        return [value] if is_list and not isinstance(value, list) else value
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that define a run's result: all but `not_identity`, as JSON types."""
+        return self.model_dump(mode="json", exclude=set(self.not_identity))
+
+
+class LCDEToyConfig(ExperimentConfig):
+    """The random Linear CDE with a trained linear readout on the toy task (paper, Figure 1)."""
+
+    flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-i": "input_dims"}
+    not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir", "runs", "input_dims"})
+
+    runs: PositiveInt
+    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
+    hidden_dim: PositiveInt
+    num_paths: Annotated[int, Field(ge=10)]
+    train_fraction: Fraction
+    paper_data: bool
+    solver: Literal["tsit5", "scan"]
+    rtol: PositiveFloat
+    atol: PositiveFloat
+    dt0: PositiveFloat
+    share_flows: bool
+    matmul_precision: Literal["float32", "tf32"]
+    batch_size: PositiveInt
+    flow_batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if len(set(self.input_dims)) != len(self.input_dims):
+            raise ValueError("input_dims: each dimension may be named once")
+        if self.matmul_precision == "tf32" and self.share_flows:
+            raise ValueError(
+                "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
+                "needs share_flows: false (allowed with share_flows: true: float32)"
+            )
+        return self
+
+
+C = TypeVar("C", bound=ExperimentConfig)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-2 as a number, as YAML 1.2 does, and refuses a key named twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple[Any, str]]) -> C:
+    """Read a YAML file, apply overrides, validate.
+
+    overrides: key -> (value, the words of the command line it came from).
+    Raises: ConfigError, with one line for each thing that is wrong.
+    """
+    values = _read_yaml(path)
+    for key, (value, words) in overrides.items():
+        if key not in config_class.model_fields:
+            raise ConfigError(f"{words}: {_unknown_key(key, config_class)}")
+        values[key] = value
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        sources = {key: words for key, (_, words) in overrides.items()}
+        lines = [_describe(e, sources, path, config_class) for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def parse_setting(words: str) -> tuple[str, Any]:
+    """Split KEY=VALUE and read the value as YAML. Raises: ConfigError."""
+    key, equals, text = words.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {words}: expected KEY=VALUE")
+    try:
+        return key, yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {words}: the value is not YAML: {_one_line(error)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.name for p in CONFIG_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"{path}: no such config file; experiment_configs has {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping of keys to values, found {type(values).__name__}"
+        )
+    return values
+
+
+def _describe(error: Any, sources: Mapping[str, str], path: Path, config_class: type) -> str:
+    if not error["loc"]:
+        return f"{path}: {error['ctx']['error']}"
+    key = str(error["loc"][0])
+    where = sources.get(key, str(path))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {_unknown_key(key, config_class)}"
+    if error["type"] == "missing":
+        return f"{where}: the key '{key}' is missing"
+    message = error["msg"].removeprefix("Input ")
+    return f"{where}: {key}: {error['input']!r} {message}"
+
+
+def _unknown_key(key: str, config_class: type[ExperimentConfig]) -> str:
+    known = sorted(config_class.model_fields)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f", did you mean '{nearest[0]}'?" if nearest else ";"
+    return f"unknown key '{key}'{hint} The keys are {', '.join(known)}"
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,170 @@
+"""Where results live: run records, what is done already, saving a result with provenance."""
+
+import hashlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomic_files import npy_bytes, write_together
+from machine import describe_machine, package_versions
+
+ROOT = Path(__file__).resolve().parent
+
+
+class ResultsError(RuntimeError):
+    """Results that cannot be written, or that would replace others; the message names the files."""
+
+
+class UnavailableError(RuntimeError):
+    """A device or library that was asked for is not there; the message says how to get it."""
+
+
+class Status(StrEnum):
+    """What the results folder says of a run."""
+
+    DONE = "done"
+    MISSING = "missing"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its label for people, its result files and what defines its result.
+
+    The record is a JSON file beside the first result file, under the same stem.
+    """
+
+    label: str
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def record(self) -> Path:
+        """Path of the run's JSON record."""
+        return self.files[0].with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run's status and, for a conflict, its reason in words."""
+
+    run: Run
+    status: Status
+    reason: str = ""
+
+
+def run_state(run: Run) -> RunState:
+    """Decide from the files alone whether a run is done, missing, or in conflict with its files."""
+    if not all(path.exists() for path in run.files):
+        return RunState(run, Status.MISSING)
+    if not run.record.exists():
+        reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
+        return RunState(run, Status.CONFLICT, reason)
+    try:
+        record = json.loads(run.record.read_text(encoding="utf-8"))
+        config, digests = record["config"], record["files"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
+    if config != run.config:
+        return RunState(
+            run, Status.CONFLICT, f"{run.files[0]} has {_difference(config, run.config)}"
+        )
+    for path in run.files:
+        if digests.get(path.name) != _sha256(path.read_bytes()):
+            return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
+    return RunState(run, Status.DONE)
+
+
+def runs_to_do(runs: Sequence[Run], overwrite: bool) -> list[Run]:
+    """The runs still to be done: those missing, or all with `overwrite`.
+
+    Raises: ResultsError, when a file of another config (or of unknown origin) is in the way.
+    """
+    if overwrite:
+        return list(runs)
+    states = [run_state(run) for run in runs]
+    conflicts = [state.reason for state in states if state.status is Status.CONFLICT]
+    if conflicts:
+        raise ResultsError(
+            "these results are in the way and were not touched:\n  "
+            + "\n  ".join(conflicts)
+            + "\nuse --results-dir for another folder, or --overwrite to replace them"
+        )
+    return [state.run for state in states if state.status is Status.MISSING]
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there. Raises: ResultsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultsError(
+            f"the results folder {folder} cannot be written: {error.strerror}"
+        ) from None
+
+
+def save_run(
+    run: Run,
+    arrays: Sequence[np.ndarray],
+    details: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Save a finished run: one .npy for each of `run.files`, and the record that names them.
+
+    Every byte is on disk before a name changes, so a full disk leaves what was there before.
+    Raises: OSError, ValueError.
+    """
+    contents = {p: npy_bytes(array) for p, array in zip(run.files, arrays, strict=True)}
+    digests = {path.name: _sha256(data) for path, data in contents.items()}
+    record = {"config": run.config, "files": digests, **details, "provenance": provenance}
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    # The record's name changes first: a crash right then leaves a run that counts as missing.
+    write_together({run.record: text.encode(), **contents})
+
+
+def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
+    """How results are being made: commit, versions, hardware and the time now (UTC)."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "packages": package_versions(packages),
+        "device": device,
+        "machine": describe_machine(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*words: str) -> str:
+    """Standard output of a git command in the repository; empty without git or a clone."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    keys = sorted(set(found) | set(wanted))
+    absent = "nothing"
+    parts = [
+        f"{key} {found.get(key, absent)!r} where this run has {wanted.get(key, absent)!r}"
+        for key in keys
+        if found.get(key, absent) != wanted.get(key, absent)
+    ]
+    return "another config: " + ", ".join(parts)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,319 @@
+"""Figure 1: validation RMSE on the toy task against training steps, from result files alone."""
+
+import argparse
+import math
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from atomic_files import atomic_write
+from result_files import (
+    PUBLISHED_RESULTS,
+    REPO_ROOT,
+    Problem,
+    ResultFileError,
+    ToyCurve,
+    ToyResults,
+    ToyScore,
+    configuration_label,
+    departures,
+    load_array,
+    load_toy_results,
+)
+
+PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
+Y_LIMITS = (1e-4, 0.15)
+FIGURE_SIZE = (10, 4.6)  # inches
+MARGINS = {"left": 0.07, "right": 0.985, "bottom": 0.115, "wspace": 0.14}
+LEGEND_ROW_HEIGHT = 0.047  # of the figure's height
+LEGEND_COLUMNS = 3
+PNG_DPI = 160
+MARKERS_PER_LINE = 8
+TRAIN_FRACTION = 0.8
+ZERO_LABEL = "predicting zero"
+LCDE_LABEL = "random Linear CDE"
+LCDE_COLOR = "#009E73"
+CROSS = {"marker": "x", "ls": "none", "ms": 7, "mew": 1.8}
+END_LABEL = "a run ends early"
+OTHER_SETTINGS = " *"  # ends the label of a line that was not made with the paper's settings
+OTHER_SETTINGS_LABEL = "* not the paper's settings"
+RC = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 10}
+
+# Okabe and Ito's palette: a hue and a marker per model, darker and more solid with each step up.
+STYLES = {
+    ("Mamba", 1, False): {"color": "#E69F00", "marker": "o", "ls": (0, (1, 1.3)), "mfc": "white"},
+    ("Mamba", 2, False): {"color": "#D55E00", "marker": "o", "ls": "-.", "mfc": "white"},
+    ("Mamba", 2, True): {"color": "#7F3300", "marker": "o", "ls": "-"},
+    ("S4", 1, False): {"color": "#56B4E9", "marker": "s", "ls": (0, (1, 1.3)), "mfc": "white"},
+    ("S4", 2, False): {"color": "#0072B2", "marker": "s", "ls": "-.", "mfc": "white"},
+    ("S4", 2, True): {"color": "#003B5C", "marker": "s", "ls": "-"},
+}
+EXAMPLES = """examples:
+  python plot_toy.py
+  python plot_toy.py --results-dir results --output figure_1.pdf
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One configuration's runs in one panel."""
+
+    configuration: tuple[str, int, bool]
+    input_dim: int
+    curves: list[ToyCurve]
+    label: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, least and greatest value over the runs recorded at each step, all (records,)."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def summarise(curves: list[ToyCurve]) -> Summary:
+    """Combine runs that may have stopped at different steps."""
+    values = defaultdict(list)
+    for curve in curves:
+        for step, rmse in zip(curve.steps, curve.rmse, strict=True):
+            values[step].append(rmse)
+    steps = sorted(values)
+    columns = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
+    mean, low, high = np.array(columns).T
+    return Summary(np.array(steps), mean, low, high)
+
+
+def select_lines(results: ToyResults, settings: dict) -> tuple[list[Line], list[str]]:
+    """Choose the lines to draw, and say in notes what was not chosen or is not the paper's.
+
+    A line holds one set of training settings: the paper's where there are such runs.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    for curve in results.curves:
+        key = curve.key
+        group = groups[(key.model, key.depth, key.nonlinear), key.input_dim]
+        group[key.learning_rate, key.hidden_dim].append(curve)
+    paper = (settings["learning_rate"], settings["hidden_dim"])
+    lines, notes = [], []
+    for (configuration, input_dim), group in sorted(groups.items()):
+        label = configuration_label(*configuration)
+        if configuration not in STYLES or input_dim not in PANELS:
+            notes.append(f"not part of Figure 1, left out: {label} ({input_dim}D)")
+            continue
+        chosen = paper if paper in group else min(group)
+        for rate, width in sorted(group):
+            if (rate, width) != paper:
+                fate = "drawn" if (rate, width) == chosen else "left out"
+                notes.append(
+                    f"not the paper's settings, {fate}: {label} ({input_dim}D) "
+                    f"with learning rate {rate}, width {width}"
+                )
+        label += "" if chosen == paper else OTHER_SETTINGS
+        lines.append(Line(configuration, input_dim, group[chosen], label))
+    return lines, notes
+
+
+def linear_cde_notes(scores: list[ToyScore], settings: dict) -> list[str]:
+    """Say which Linear CDE results were not made with the paper's settings."""
+    runs = defaultdict(list)
+    for score in scores:
+        if differences := departures(score.config, settings):
+            runs[score.input_dim, "; ".join(differences)].append(str(score.run))
+    return [
+        f"not the paper's settings, drawn: {LCDE_LABEL} ({input_dim}D) run {', '.join(numbers)}: "
+        + differences
+        for (input_dim, differences), numbers in runs.items()
+    ]
+
+
+def missing_configurations(results: ToyResults, lines: list[Line]) -> list[str]:
+    """Name what the paper's figure shows and these results lack, with its panels."""
+    present = {(configuration_label(*line.configuration), line.input_dim) for line in lines}
+    present |= {(LCDE_LABEL, score.input_dim) for score in results.scores}
+    missing = []
+    for label in [configuration_label(*configuration) for configuration in STYLES] + [LCDE_LABEL]:
+        panels = [f"{d}D" for d in PANELS if (label, d) not in present]
+        if panels:
+            missing.append(f"{label} ({', '.join(panels)})")
+    return missing
+
+
+def predicting_zero(data_dir: Path, stored: dict[int, float], problems: list[Problem]) -> dict:
+    """RMS of the validation labels by input dimension: from the data, else the stored figure."""
+    rms = {}
+    for input_dim in PANELS:
+        path = data_dir / "toy_data" / f"labels_{input_dim}.npy"
+        rms[input_dim] = stored[input_dim]
+        if path.exists():
+            try:
+                labels = load_array(path, ndim=1)
+            except ResultFileError as error:
+                problems.append(Problem(path, str(error)))
+                continue
+            validation = labels[int(TRAIN_FRACTION * len(labels)) :]
+            rms[input_dim] = float(np.sqrt(np.mean(validation**2)))
+    return rms
+
+
+def draw_figure(results: ToyResults, lines: list[Line], zero: dict, published: dict) -> Figure:
+    """Draw both panels; `zero` maps input dimension to the RMS of the labels."""
+    paper_last_step = published["sequence_models"]["last_step"]
+    last_step = max((curve.steps[-1] for line in lines for curve in line.curves), default=0)
+    lowest = min([Y_LIMITS[0]] + [0.8 * math.sqrt(score.mse) for score in results.scores])
+    figure = Figure(figsize=FIGURE_SIZE)
+    for axes, (input_dim, title) in zip(
+        figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
+    ):
+        for line in lines:
+            if line.input_dim == input_dim:
+                _draw_line(axes, line, paper_last_step)
+        axes.axhline(zero[input_dim], color="black", ls=(0, (6, 3)), lw=1.2, label=ZERO_LABEL)
+        _draw_linear_cde(axes, results, input_dim, published["linear_cde"]["settings"])
+        axes.set(title=title, xlabel="Training steps", yscale="log", ylim=(lowest, Y_LIMITS[1]))
+        axes.set_xlim(0, 1.02 * (last_step or paper_last_step))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.tick_params(labelleft=True)
+    figure.axes[0].set_ylabel("Validation RMSE")
+    rows = _add_legend(figure)
+    # By hand, since matplotlib's own layout takes a second.
+    figure.subplots_adjust(**MARGINS, top=0.92 - LEGEND_ROW_HEIGHT * rows)
+    return figure
+
+
+def _draw_line(axes: Axes, line: Line, paper_last_step: int) -> None:
+    summary = summarise(line.curves)
+    style = STYLES[line.configuration]
+    every = max(1, len(summary.steps) // MARKERS_PER_LINE)
+    # Staggered, so that the markers of lines that lie on each other do not hide each other.
+    first = every * list(STYLES).index(line.configuration) // len(STYLES)
+    marks = {"ms": 4.5, "markevery": (first, every)}
+    axes.plot(summary.steps, summary.mean, lw=1.4, label=line.label, **marks, **style)
+    if len(line.curves) > 1:
+        axes.fill_between(
+            summary.steps, summary.low, summary.high, color=style["color"], alpha=0.2, lw=0
+        )
+    ends = sorted({c.steps[-1] for c in line.curves if c.steps[-1] < paper_last_step})
+    if ends:
+        heights = summary.mean[np.searchsorted(summary.steps, ends)]
+        axes.plot(ends, heights, color=style["color"], **CROSS)
+
+
+def _draw_linear_cde(axes: Axes, results: ToyResults, input_dim: int, settings: dict) -> None:
+    scores = [score for score in results.scores if score.input_dim == input_dim]
+    if not scores:
+        return
+    rmse = np.sqrt([score.mse for score in scores])
+    departed = any(departures(score.config, settings) for score in scores)
+    label = LCDE_LABEL + (OTHER_SETTINGS if departed else "")
+    axes.axhline(rmse.mean(), color=LCDE_COLOR, ls=(0, (3, 1.5)), lw=1.8, label=label)
+    if len(rmse) > 1:
+        axes.axhspan(rmse.min(), rmse.max(), color=LCDE_COLOR, alpha=0.2, lw=0)
+
+
+def _add_legend(figure: Figure) -> int:
+    """One legend above both panels, naming what they show in Figure 1's order; returns its rows."""
+    handles = {}
+    crosses = False
+    for axes in figure.axes:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+        crosses |= any(line.get_marker() == "x" for line in axes.lines)
+    order = [configuration_label(*c) for c in STYLES] + [ZERO_LABEL, LCDE_LABEL]
+    labels = sorted(handles, key=lambda label: order.index(label.removesuffix(OTHER_SETTINGS)))
+    lines = [handles[label] for label in labels]
+    if crosses:
+        lines.append(Line2D([], [], color="0.3", **CROSS))
+        labels.append(END_LABEL)
+    if any(label.endswith(OTHER_SETTINGS) for label in labels):
+        lines.append(Line2D([], [], ls="none"))
+        labels.append(OTHER_SETTINGS_LABEL)
+    figure.legend(
+        lines, labels, loc="upper center", ncols=LEGEND_COLUMNS, frameon=False, handlelength=3.2
+    )
+    return math.ceil(len(labels) / LEGEND_COLUMNS)
+
+
+def save_figure(figure: Figure, pdf: Path) -> list[Path]:
+    """Write `pdf` and a PNG beside it; the same figure gives the same bytes. Raises: OSError."""
+    png = pdf.with_suffix(".png")
+    with atomic_write(pdf) as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    with atomic_write(png) as file:
+        figure.savefig(file, format="png", dpi=PNG_DPI)
+    return [pdf, png]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Draw Figure 1 from whatever result files exist.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=REPO_ROOT / "results",
+        help="folder that holds outputs_toy/ (default: results in the repository)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="PDF to write (default: rmse_subplots.pdf in the results)"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=REPO_ROOT / "data_dir",
+        help="folder that holds toy_data/, for the height of 'predicting zero'",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 1 if any file was unusable")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    output = args.output or args.results_dir / "rmse_subplots.pdf"
+    if output.suffix != ".pdf":
+        parser.error(f"--output must end in .pdf, not {output.name!r}")
+    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_1"]
+    try:
+        results = load_toy_results(args.results_dir)
+    except NotADirectoryError as error:
+        parser.error(f"--results-dir: {error}")
+    zero = predicting_zero(args.data_dir, published["predicting_zero"]["rmse"], results.problems)
+    for problem in results.problems:
+        print(f"warning: skipped {problem}", file=sys.stderr)
+    lines, notes = select_lines(results, published["sequence_models"]["settings"])
+    notes += linear_cde_notes(results.scores, published["linear_cde"]["settings"])
+    if not lines and not results.scores:
+        print(f"nothing to draw: no toy results in {args.results_dir}", file=sys.stderr)
+        return 1
+    with matplotlib.rc_context(RC):
+        figure = draw_figure(results, lines, zero, published)
+        try:
+            written = save_figure(figure, output)
+        except OSError as error:
+            parser.error(f"cannot write {output}: {error}")
+    print("\n".join(notes + [f"wrote {path}" for path in written]))
+    missing = missing_configurations(results, lines)
+    if missing:
+        print("left out, no usable results: " + "; ".join(missing))
+    return 1 if args.strict and results.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Progress bars on a terminal, plain lines in a log."""
+
+import sys
+
+from tqdm import tqdm
+
+LINE_INTERVAL_S = 10.0
+
+
+class PlainLines(tqdm):
+    """A tqdm that writes a whole line at a time, for output that is not a terminal."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Write the state as one line; tqdm calls this at most every `mininterval` seconds."""
+        del pos
+        print(msg or str(self), file=self.fp, flush=True)
+        return True
+
+    def close(self) -> None:
+        """Stop without the empty line that a bar leaves."""
+        self.disable = True
+
+
+def progress_bar(description: str, total: int, unit: str) -> tqdm:
+    """A bar over `total` units with rate and remaining time, on standard error.
+
+    Where standard error is no terminal it becomes a plain line every 10 seconds.
+    """
+    interactive = sys.stderr.isatty()
+    return (tqdm if interactive else PlainLines)(
+        desc=description,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        leave=False,
+        file=sys.stderr,
+        mininterval=0.1 if interactive else LINE_INTERVAL_S,
+        dynamic_ncols=interactive,
+        ncols=None if interactive else 100,
+    )

@@ -1,0 +1,225 @@
+"""The one door: read the command line and a config, see what is done already, run the rest."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from data_dir.data_errors import DataError
+from experiment_config import (
+    CONFIG_FOLDER,
+    ROOT,
+    ConfigError,
+    ExperimentConfig,
+    LCDEToyConfig,
+    load_config,
+    parse_setting,
+)
+from experiment_plan import plan_lcde_toy
+from experiment_results import (
+    ResultsError,
+    Run,
+    Status,
+    UnavailableError,
+    check_writable,
+    run_state,
+    runs_to_do,
+)
+
+EPILOG = """\
+examples:
+  python run_experiment.py -m LCDE -e toy                  the paper's Linear CDE of Figure 1
+  python run_experiment.py -m LCDE -e toy --plan           what would run, and what is done
+  python run_experiment.py -m LCDE -e toy -i 2 --set runs=1 --results-dir results/mine
+  python run_experiment.py -m LCDE -e toy -c experiment_configs/quick_lcde_toy.yaml
+
+A run whose files are there with the same config is not repeated; files of another config are
+never replaced without --overwrite. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
+"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: its config, its runs, and where the code is, imported once it is chosen."""
+
+    config_class: type[ExperimentConfig]
+    config_file: str
+    plan: Callable[[Any, Path], list[Run]]
+    wing: str
+    function: str
+    extra: str
+
+
+EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
+    ("LCDE", "toy"): Experiment(
+        config_class=LCDEToyConfig,
+        config_file="lcde_toy.yaml",
+        plan=plan_lcde_toy,
+        wing="linear_cde",
+        function="run_lcde_toy_experiment",
+        extra="jax",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return run(arguments)
+    except (ConfigError, ResultsError, UnavailableError) as error:
+        return fail(str(error), code=2)
+    except (DataError, OSError, FloatingPointError) as error:
+        return fail(f"{error}\nruns finished before this are kept")
+    except KeyboardInterrupt:
+        return fail("stopped; finished runs are kept, the same command goes on", code=130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; the short flags are those of the released code."""
+    parser = argparse.ArgumentParser(
+        description="Run an experiment of 'Theoretical Foundations of Deep Selective State-Space "
+        "Models' (NeurIPS 2024).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-m", "--model", required=True, choices=["LCDE", "SequenceModel"])
+    parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5"])
+    flags = parser.add_argument_group("settings of the config (each only where it applies)")
+    flags.add_argument("-s", dest="-s", metavar="SEED", help="random seed")
+    flags.add_argument("-n", dest="-n", metavar="NAME", help="sequence model: its name")
+    flags.add_argument("-l", dest="-l", metavar="LENGTH", help="A5: sequence length")
+    flags.add_argument("-d", dest="-d", metavar="DEPTH", help="sequence model: number of blocks")
+    flags.add_argument("-i", dest="-i", metavar="INPUT_DIM", help="toy: path dimension, 2 or 3")
+    flags.add_argument("-nl", dest="-nl", metavar="BOOL", help="toy sequence model: nonlinear")
+    flags.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; may be repeated"
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="CONFIG.yaml", help="default: the paper's"
+    )
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data_dir", metavar="DIR")
+    parser.add_argument("--results-dir", type=Path, metavar="DIR", help="default: the config's")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="repeat and replace existing results"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print the runs and their state, run nothing"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, check, plan and dispatch. Returns the exit code."""
+    experiment = find_experiment(arguments.model, arguments.experiment)
+    path = arguments.config or CONFIG_FOLDER / experiment.config_file
+    config = load_config(
+        experiment.config_class, path, overrides(arguments, experiment.config_class)
+    )
+    results_dir = (arguments.results_dir or ROOT / config.results_dir).absolute()
+    runs = experiment.plan(config, results_dir)
+    if arguments.plan:
+        print_plan(runs)
+        return 0
+    to_do = runs_to_do(runs, arguments.overwrite)
+    announce(runs, to_do, results_dir)
+    if to_do:
+        check_writable(to_do[0].record.parent)
+        load_wing(experiment)(config, to_do, arguments.data_dir.absolute(), arguments.device)
+    print_next_step(results_dir)
+    return 0
+
+
+def find_experiment(model: str, name: str) -> Experiment:
+    """Look an experiment up. Raises: ConfigError, for one that is not there yet."""
+    if (model, name) not in EXPERIMENTS:
+        there = ", ".join(f"-m {m} -e {e}" for m, e in EXPERIMENTS)
+        raise ConfigError(f"-m {model} -e {name} is not there yet; what can be run: {there}")
+    return EXPERIMENTS[model, name]
+
+
+def overrides(
+    arguments: argparse.Namespace, config_class: type[ExperimentConfig]
+) -> dict[str, tuple[Any, str]]:
+    """The keys the command line sets: key -> (value, its words). Raises: ConfigError."""
+    found: dict[str, tuple[Any, str]] = {}
+    settings = [(flag, getattr(arguments, flag)) for flag in ("-s", "-n", "-l", "-d", "-i", "-nl")]
+    for flag, text in settings:
+        if text is None:
+            continue
+        where = f"-m {arguments.model} -e {arguments.experiment}"
+        if flag not in config_class.flags:
+            allowed = ", ".join(config_class.flags)
+            raise ConfigError(f"{flag} {text}: does not apply to {where}, which takes {allowed}")
+        key = config_class.flags[flag]
+        value = parse_setting(f"{key}={text}")[1]
+        add_override(found, key, config_class.one_or_list(key, value), f"{flag} {text}")
+    for words in arguments.set:
+        key, value = parse_setting(words)
+        add_override(found, key, value, f"--set {words}")
+    return found
+
+
+def add_override(found: dict[str, tuple[Any, str]], key: str, value: Any, words: str) -> None:
+    """Add one override. Raises: ConfigError, when the key is set already."""
+    if key in found:
+        raise ConfigError(f"{words}: '{key}' is set already by {found[key][1]}")
+    found[key] = (value, words)
+
+
+def print_plan(runs: Sequence[Run]) -> None:
+    """One line a run: its state, its label, its first file."""
+    states = [run_state(run) for run in runs]
+    for state in states:
+        reason = f"  ({state.reason})" if state.reason else ""
+        print(f"{state.status:<9} {state.run.label:<12} {state.run.files[0]}{reason}")
+    counts = ", ".join(f"{sum(s.status is status for s in states)} {status}" for status in Status)
+    print(f"{len(runs)} runs: {counts}")
+
+
+def announce(runs: Sequence[Run], to_do: Sequence[Run], results_dir: Path) -> None:
+    """Say how many runs are done already, and how to do them again."""
+    done = len(runs) - len(to_do)
+    if done:
+        print(
+            f"{done} of {len(runs)} runs are done already in {results_dir}, with this config: not "
+            "repeated (--results-dir DIR runs them afresh elsewhere, --overwrite replaces them)"
+        )
+    if to_do:
+        print(f"{len(to_do)} runs to do, results in {to_do[0].record.parent}", flush=True)
+
+
+def load_wing(experiment: Experiment) -> Callable[..., None]:
+    """Import the wing an experiment lives in. Raises: UnavailableError, naming what to install."""
+    try:
+        wing = import_module(experiment.wing)
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"{error.name} is not installed; install what this experiment needs with "
+            f"pip install -c requirements-lock.txt '.[{experiment.extra}]' in {ROOT}"
+        ) from None
+    return getattr(wing, experiment.function)
+
+
+def print_next_step(results_dir: Path) -> None:
+    """Where to go from results: the figure and the comparison."""
+    folder = (
+        results_dir.relative_to(Path.cwd())
+        if results_dir.is_relative_to(Path.cwd())
+        else results_dir
+    )
+    print(f"beside the paper: python compare_to_paper.py --results-dir {folder}")
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Print an error to standard error; returns the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

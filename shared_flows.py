@@ -1,0 +1,191 @@
+"""Linear CDE features when paths repeat increments: solve each interval's flow once, compose many.
+
+Over one sampling interval the control is a straight line, so a Linear CDE is a linear ODE with
+constant coefficients and its flow is an affine map, Z -> Phi Z + c, that depends on the increment
+alone. Integer random walks have a few hundred distinct increments; the features of all paths are
+products of those few maps (Chen's relation for the flow).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+import numpy as np
+from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
+
+from machine import available_cores
+
+FLOW_MEMORY_LIMIT = 2 * 2**30
+# Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each
+# of the four points. Twice that leaves room for the time channel's own rounding.
+INCREMENT_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class SharedIncrements:
+    """Distinct increments of a set of control paths, and which one each path takes where.
+
+    values: (K, omega) float32, the distinct increments; ids: (N, n - 1) int32, rows of `values`.
+    """
+
+    values: Float[np.ndarray, "K omega"]
+    ids: Int[np.ndarray, "N intervals"]
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Affine flows of K increments, for states as rows: Z -> Z + Z movements[k] + offsets[k].
+
+    movements: (K, H, H) float32, the transposed Phi - I, kept without the identity since its
+    float32 rounding would repeat at every step; offsets: (K, H) float32.
+    """
+
+    movements: Float[np.ndarray, "K H H"]
+    offsets: Float[np.ndarray, "K H"]
+
+
+def find_shared_increments(
+    ts: Float[np.ndarray, " n"], paths: Float[np.ndarray, "N n d"], hidden_dim: int
+) -> tuple[SharedIncrements | None, str]:
+    """Find the distinct increments of (t, X), if sharing their flows pays.
+
+    The rule: equal up to float32 rounding, K distinct increments with
+    K (H + 1) <= N (n - 1) / 2 (a flow costs as much as H + 1 paths over one interval) and flows
+    of at most 2 GiB. Returns the increments, or None, and a sentence that says why.
+    """
+    num_paths, length, _ = paths.shape
+    intervals = num_paths * (length - 1)
+    most = min(
+        intervals // (2 * (hidden_dim + 1)),
+        FLOW_MEMORY_LIMIT // (4 * hidden_dim * (hidden_dim + 1)),
+    )
+    channels = [np.broadcast_to(ts, (1, length)), *np.moveaxis(paths, 2, 0)]
+    code = np.zeros((1, 1), dtype=np.int64)
+    levels: list[np.ndarray] = []
+    for channel in channels:
+        clustered = _cluster_increments(channel, most)
+        if clustered is None:
+            return None, f"the paths have more than {most} distinct increments, too many to share"
+        values, ids = clustered
+        code = code * len(values) + ids
+        levels.append(values)
+    present, ids = np.unique(code, return_inverse=True)
+    if len(present) > most:
+        return None, f"the paths have {len(present)} distinct increments, at most {most} pay"
+    columns = np.unravel_index(present, [len(values) for values in levels])
+    values = np.stack([v[c] for v, c in zip(levels, columns, strict=True)], axis=1)
+    shared = SharedIncrements(
+        values.astype(np.float32), ids.reshape(num_paths, length - 1).astype(np.int32)
+    )
+    return shared, f"{len(present)} distinct increments in {intervals:,} intervals"
+
+
+def _cluster_increments(
+    channel: Float[np.ndarray, "N n"], most: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Group one channel's increments that differ by float32 rounding only.
+
+    Returns (values (k,) float64, ids (N, n - 1)), or None when k > most or when the increments
+    are spread too evenly to fall into groups.
+    """
+    increments = np.diff(channel.astype(np.float64), axis=1)
+    tolerance = INCREMENT_TOLERANCE * float(np.max(np.abs(channel)))
+    ordered = np.sort(increments, axis=None)
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(ordered) > tolerance) + 1])
+    if len(firsts) > most:
+        return None
+    lasts = np.append(firsts[1:], len(ordered)) - 1
+    if np.any(ordered[lasts] - ordered[firsts] > tolerance):
+        return None
+    # The mean, since it averages the rounding of the points away.
+    means = np.add.reduceat(ordered, firsts) / (lasts - firsts + 1)
+    borders = (ordered[lasts[:-1]] + ordered[firsts[1:]]) / 2
+    return means, np.searchsorted(borders, increments)
+
+
+def compose_by_group(
+    flows: Flows,
+    start: Float[np.ndarray, "N H"],
+    ids: Int[np.ndarray, "N intervals"],
+    batch_size: int,
+    advance: Callable[[int], object] = lambda intervals: None,
+) -> Float[np.ndarray, "N H"]:
+    """Carry every state through its sequence of flows; the form for a CPU.
+
+    At each interval the states are put in the order of their increments, so that each distinct
+    flow is one matrix product. Batches of paths go to one thread each; the batch size, not the
+    number of threads, decides the result's last bits. `advance` is told the intervals done.
+    """
+    batches = range(0, len(start), batch_size)
+    stop = Event()
+
+    def compose(i: int) -> np.ndarray:
+        batch = slice(i, i + batch_size)
+        return _compose_batch(flows, start[batch], ids[batch], advance, stop)
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
+        try:
+            return np.concatenate(list(pool.map(compose, batches)))
+        finally:
+            stop.set()
+
+
+def _compose_batch(
+    flows: Flows,
+    start: np.ndarray,
+    ids: np.ndarray,
+    advance: Callable[[int], object],
+    stop: Event,
+) -> np.ndarray:
+    states, ordered = start.copy(), np.empty_like(start)
+    path_at = np.arange(len(start))
+    for interval in range(ids.shape[1]):
+        taken = ids[path_at, interval]
+        order = np.argsort(taken, kind="stable")
+        bounds = np.searchsorted(taken[order], np.arange(len(flows.movements) + 1))
+        np.take(states, order, axis=0, out=ordered, mode="clip")
+        path_at = path_at[order]
+        for k in np.flatnonzero(np.diff(bounds)):
+            group = slice(bounds[k], bounds[k + 1])
+            np.matmul(ordered[group], flows.movements[k], out=states[group])
+            states[group] += flows.offsets[k]
+            states[group] += ordered[group]
+        advance(len(start))
+        if stop.is_set():
+            raise InterruptedError("composition was stopped")
+    ordered[path_at] = states
+    return ordered
+
+
+def compose_by_gather(
+    flows: Flows,
+    start: Float[np.ndarray, "N H"],
+    ids: Int[np.ndarray, "N intervals"],
+    batch_size: int,
+    advance: Callable[[int], object] = lambda intervals: None,
+) -> Float[np.ndarray, "N H"]:
+    """The same as `compose_by_group`, each path gathering its flow; the form for a GPU.
+
+    Holds batch_size * H * H floats on the device.
+    """
+    import jax
+
+    @jax.jit
+    def carry(movements, offsets, states, batch_ids):
+        def interval(states, taken):
+            moved = jax.numpy.einsum(
+                "nh,nhk->nk", states, movements[taken], precision=jax.lax.Precision.HIGHEST
+            )
+            return states + (moved + offsets[taken]), None
+
+        return jax.lax.scan(interval, states, batch_ids.T)[0]
+
+    movements, offsets = jax.numpy.asarray(flows.movements), jax.numpy.asarray(flows.offsets)
+    parts = []
+    for i in range(0, len(start), batch_size):
+        batch_ids = ids[i : i + batch_size]
+        parts.append(np.asarray(carry(movements, offsets, start[i : i + batch_size], batch_ids)))
+        advance(batch_ids.size)
+    return np.concatenate(parts)

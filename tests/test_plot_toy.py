@@ -1,0 +1,270 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.collections import PolyCollection
+
+import plot_toy
+from result_files import (
+    PUBLISHED_RESULTS,
+    REPO_ROOT,
+    TOY_FOLDER,
+    ToyCurve,
+    ToyCurveKey,
+    ToyResults,
+    ToyScore,
+    toy_lcde_name,
+)
+
+PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_1"]
+ZERO = PUBLISHED["predicting_zero"]["rmse"]
+SETTINGS = PUBLISHED["sequence_models"]["settings"]
+
+
+def curve(model="Mamba", depth=2, nonlinear=True, input_dim=2, run=0, records=100, **settings):
+    chosen = SETTINGS | settings
+    key = ToyCurveKey(
+        model, depth, nonlinear, input_dim, chosen["learning_rate"], chosen["hidden_dim"], run
+    )
+    steps = np.arange(records) * 10000.0
+    return ToyCurve(key, steps, np.full(records, 0.01 * (run + 1)))
+
+
+def whole_figure() -> ToyResults:
+    curves = [
+        curve(*configuration, input_dim, run)
+        for configuration in plot_toy.STYLES
+        for input_dim in (2, 3)
+        for run in range(5)
+    ]
+    return ToyResults(scores(), curves)
+
+
+def scores(**config) -> list[ToyScore]:
+    return [ToyScore(d, run, (run + 1) * 1e-6, config) for d in (2, 3) for run in range(5)]
+
+
+def draw(results: ToyResults):
+    lines, notes = plot_toy.select_lines(results, SETTINGS)
+    return plot_toy.draw_figure(results, lines, ZERO, PUBLISHED), notes
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def line(axes, label):
+    return next(line for line in axes.lines if line.get_label() == label)
+
+
+def crosses(axes) -> list:
+    return [line for line in axes.lines if line.get_marker() == "x"]
+
+
+def write_scores(results_dir: Path) -> Path:
+    folder = results_dir / TOY_FOLDER
+    folder.mkdir(parents=True)
+    for score in scores():
+        np.save(folder / toy_lcde_name(score.input_dim, score.run), np.array(score.mse))
+    return folder
+
+
+def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, REPO_ROOT / "plot_toy.py", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_panels_axes_and_lines_are_those_of_figure_1():
+    figure, notes = draw(whole_figure())
+    assert [axes.get_title() for axes in figure.axes] == ["Area (2D)", "Volume (3D)"]
+    for axes in figure.axes:
+        assert axes.get_yscale() == "log"
+        assert axes.get_ylim() == (1e-4, 0.15)
+        assert axes.get_xlim()[1] >= 990000
+        assert not crosses(axes)
+    assert legend(figure) == [
+        "Mamba, depth 1",
+        "Mamba, depth 2",
+        "Mamba, depth 2, nonlinear",
+        "S4, depth 1",
+        "S4, depth 2",
+        "S4, depth 2, nonlinear",
+        "predicting zero",
+        "random Linear CDE",
+    ]
+    assert notes == []
+
+
+def test_a_line_is_the_mean_and_its_band_the_range_over_runs():
+    curves = [curve(run=run) for run in (0, 1, 4)]
+    summary = plot_toy.summarise(curves)
+    assert np.allclose(summary.mean, (0.01 + 0.02 + 0.05) / 3)
+    assert np.allclose(summary.low, 0.01)
+    assert np.allclose(summary.high, 0.05)
+    figure, _ = draw(ToyResults(curves=curves))
+    drawn = line(figure.axes[0], "Mamba, depth 2, nonlinear")
+    assert np.array_equal(drawn.get_ydata(), summary.mean)
+    (band,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.01, 0.05)
+
+
+def test_the_linear_cde_is_drawn_as_root_of_each_runs_mse():
+    figure, _ = draw(ToyResults(scores()))
+    expected = np.mean(np.sqrt([1e-6, 2e-6, 3e-6, 4e-6, 5e-6]))
+    for axes in figure.axes:
+        assert np.allclose(line(axes, "random Linear CDE").get_ydata(), expected)
+        assert len(axes.patches) == 1
+
+
+def test_the_legend_and_the_axis_are_sensible_with_the_linear_cde_alone():
+    figure, _ = draw(ToyResults(scores()))
+    assert legend(figure) == ["predicting zero", "random Linear CDE"]
+    assert all(axes.get_xlim()[1] >= 990000 for axes in figure.axes)
+
+
+def test_a_linear_cde_below_the_papers_axis_stays_visible():
+    figure, _ = draw(ToyResults([ToyScore(2, 0, 1e-10, {})]))
+    assert figure.axes[0].get_ylim()[0] < 1e-5
+
+
+def test_single_runs_have_no_band():
+    figure, _ = draw(ToyResults([ToyScore(2, 0, 1e-6, {})], [curve()]))
+    assert not figure.axes[0].patches
+    assert not figure.axes[0].collections
+
+
+def test_unfinished_runs_are_drawn_as_far_as_they_go_and_marked():
+    figure, _ = draw(ToyResults(curves=[curve(run=0, records=100), curve(run=1, records=7)]))
+    drawn = line(figure.axes[0], "Mamba, depth 2, nonlinear")
+    assert drawn.get_xdata()[-1] == 990000
+    assert np.allclose(drawn.get_ydata()[:7], 0.015)
+    assert np.allclose(drawn.get_ydata()[7:], 0.01)
+    (cross,) = crosses(figure.axes[0])
+    assert (cross.get_xdata(), cross.get_ydata()) == ([60000], [pytest.approx(0.015)])
+    assert plot_toy.END_LABEL in legend(figure)
+
+
+def test_the_x_axis_fits_short_runs():
+    figure, _ = draw(ToyResults(scores(), [curve(records=7)]))
+    assert 60000 < figure.axes[1].get_xlim()[1] < 65000
+
+
+def test_the_papers_settings_are_preferred_and_others_are_never_averaged_in():
+    other = curve(hidden_dim=32, run=3)
+    figure, notes = draw(ToyResults(curves=[curve(run=0), other]))
+    drawn = line(figure.axes[0], "Mamba, depth 2, nonlinear")
+    assert np.allclose(drawn.get_ydata(), 0.01)
+    assert len(notes) == 1
+    assert "left out" in notes[0]
+    assert "width 32" in notes[0]
+
+
+def test_other_settings_are_marked_in_the_legend():
+    figure, notes = draw(ToyResults(scores(hidden_dim=8), [curve(hidden_dim=32)]))
+    assert "Mamba, depth 2, nonlinear *" in legend(figure)
+    assert "random Linear CDE *" in legend(figure)
+    assert plot_toy.OTHER_SETTINGS_LABEL in legend(figure)
+    assert "drawn" in notes[0]
+    linear_cde = plot_toy.linear_cde_notes(scores(hidden_dim=8), {"hidden_dim": 256})
+    assert ["run 0, 1, 2, 3, 4: hidden_dim 8, paper 256" in note for note in linear_cde] == [
+        True
+    ] * 2
+
+
+def test_what_figure_1_does_not_show_is_named_and_left_out():
+    figure, notes = draw(ToyResults(curves=[curve(), curve(model="S5")]))
+    assert notes == ["not part of Figure 1, left out: S5, depth 2, nonlinear (2D)"]
+    assert not any("S5" in label for label in legend(figure))
+
+
+def test_missing_configurations_are_named_with_their_panels():
+    results = ToyResults(scores(), [curve(input_dim=3)])
+    lines, _ = plot_toy.select_lines(results, SETTINGS)
+    missing = plot_toy.missing_configurations(results, lines)
+    assert "Mamba, depth 2, nonlinear (2D)" in missing
+    assert "S4, depth 1 (2D, 3D)" in missing
+    assert len(missing) == 6
+
+
+def test_predicting_zero_is_the_rms_of_the_last_fifth_of_the_labels(tmp_path):
+    (tmp_path / "toy_data").mkdir()
+    labels = np.r_[np.ones(80), np.full(20, 0.5)].astype(np.float32)
+    np.save(tmp_path / "toy_data" / "labels_2.npy", labels)
+    problems = []
+    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == {2: 0.5, 3: ZERO[3]}
+    (tmp_path / "toy_data" / "labels_2.npy").write_bytes(b"no array")
+    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == ZERO
+    assert "labels_2.npy" in str(problems[0])
+
+
+def test_lines_of_one_model_differ_without_colour():
+    for model in ("Mamba", "S4"):
+        styles = [style for key, style in plot_toy.STYLES.items() if key[0] == model]
+        assert len({(str(style["ls"]), style.get("mfc")) for style in styles}) == 3
+    markers = {key[0]: style["marker"] for key, style in plot_toy.STYLES.items()}
+    assert markers["Mamba"] != markers["S4"]
+
+
+def test_the_same_results_give_the_same_bytes_from_any_folder(tmp_path):
+    write_scores(tmp_path / "results")
+    arguments = ["--results-dir", str(tmp_path / "results"), "--output"]
+    assert plot_toy.main([*arguments, str(tmp_path / "one.pdf")]) == 0
+    done = run_from(tmp_path, *arguments, "new/two.pdf")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote new/two.pdf\nwrote new/two.png\n" in done.stdout
+    assert "left out, no usable results: Mamba, depth 1 (2D, 3D); " in done.stdout
+    for suffix in (".pdf", ".png"):
+        one, two = tmp_path / f"one{suffix}", tmp_path / "new" / f"two{suffix}"
+        assert one.read_bytes() == two.read_bytes()
+    pdf = (tmp_path / "one.pdf").read_bytes()
+    assert b"CreationDate" not in pdf
+    assert re.search(rb"/Type3\b", pdf) is None
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["two.pdf", "two.png"]
+
+
+def test_an_empty_folder_gives_a_message_and_no_picture(tmp_path, capsys):
+    assert plot_toy.main(["--results-dir", str(tmp_path)]) == 1
+    assert f"no toy results in {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_arguments_exit_2_with_one_line_that_names_them(tmp_path):
+    done = run_from(tmp_path, "--results-dir", "nowhere")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--results-dir: no such folder: nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_must_be_a_pdf_that_can_be_written(tmp_path, capsys):
+    write_scores(tmp_path)
+    (tmp_path / "file").write_text("")
+    for output, message in [("a.png", "must end in .pdf"), ("file/a.pdf", "cannot write")]:
+        with pytest.raises(SystemExit, match="2"):
+            plot_toy.main(["--results-dir", str(tmp_path), "--output", str(tmp_path / output)])
+        assert message in capsys.readouterr().err
+
+
+def test_a_corrupt_file_is_named_the_rest_drawn_and_strict_fails(tmp_path, capsys):
+    broken = write_scores(tmp_path) / toy_lcde_name(2, 0)
+    broken.write_bytes(broken.read_bytes()[:-1])
+    assert plot_toy.main(["--results-dir", str(tmp_path)]) == 0
+    assert f"warning: skipped {broken}" in capsys.readouterr().err
+    assert (tmp_path / "rmse_subplots.png").exists()
+    assert plot_toy.main(["--results-dir", str(tmp_path), "--strict"]) == 1
+
+
+def test_plots_and_comparison_import_neither_jax_nor_torch_nor_pyplot():
+    code = (
+        "import sys, json, plot_toy, compare_to_paper; "
+        "print(json.dumps([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
