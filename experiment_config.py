@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_dir.finite_groups import GROUP_NAMES
+
 ROOT = Path(__file__).resolve().parent
 CONFIG_FOLDER = ROOT / "experiment_configs"
 
@@ -82,7 +84,30 @@ class LCDEToyConfig(ExperimentConfig):
         return self
 
 
-C = TypeVar("C", bound=ExperimentConfig)
+class LCDEA5Config(ExperimentConfig):
+    """The Linear CDE on the word problem of a finite group (paper, Figure 2)."""
+
+    flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-l": "lengths"}
+    not_identity: ClassVar[frozenset[str]] = frozenset(
+        {"results_dir", "lengths", "checkpoint_interval", "eval_batch_size"}
+    )
+
+    group: Literal[GROUP_NAMES]
+    lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    samples: Annotated[int, Field(ge=10)]
+    data_seed: Annotated[int, Field(ge=0)]
+    train_fraction: Fraction
+    hidden_dim: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    batch_size: PositiveInt
+    short_batch_size: Annotated[int, Field(ge=0)]
+    max_steps: PositiveInt
+    eval_interval: PositiveInt
+    eval_batch_size: PositiveInt
+    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
+    checkpoint_interval: PositiveInt
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,6 +130,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+
+C = TypeVar("C", bound=ExperimentConfig)
 
 
 def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple[Any, str]]) -> C:

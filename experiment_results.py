@@ -75,7 +75,7 @@ def run_state(run: Run) -> RunState:
         return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
     if config != run.config:
         return RunState(
-            run, Status.CONFLICT, f"{run.files[0]} has {_difference(config, run.config)}"
+            run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
     for path in run.files:
         if digests.get(path.name) != _sha256(path.read_bytes()):
@@ -155,7 +155,8 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def config_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The keys in which two configs differ, with both values, in words."""
     keys = sorted(set(found) | set(wanted))
     absent = "nothing"
     parts = [

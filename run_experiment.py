@@ -14,11 +14,12 @@ from experiment_config import (
     ROOT,
     ConfigError,
     ExperimentConfig,
+    LCDEA5Config,
     LCDEToyConfig,
     load_config,
     parse_setting,
 )
-from experiment_plan import plan_lcde_toy
+from experiment_plan import plan_lcde_a5, plan_lcde_toy
 from experiment_results import (
     ResultsError,
     Run,
@@ -60,6 +61,14 @@ EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
         plan=plan_lcde_toy,
         wing="linear_cde",
         function="run_lcde_toy_experiment",
+        extra="jax",
+    ),
+    ("LCDE", "A5"): Experiment(
+        config_class=LCDEA5Config,
+        config_file="lcde_a5.yaml",
+        plan=plan_lcde_a5,
+        wing="linear_cde_a5",
+        function="run_lcde_A5_experiment",
         extra="jax",
     ),
 }

@@ -6,13 +6,13 @@ alone. Integer random walks have a few hundred distinct increments; the features
 products of those few maps (Chen's relation for the flow).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from threadpoolctl import threadpool_limits
 
 from machine import available_cores
@@ -31,7 +31,7 @@ class SharedIncrements:
     """
 
     values: Float[np.ndarray, "K omega"]
-    ids: Int[np.ndarray, "N intervals"]
+    ids: Integer[np.ndarray, "N intervals"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def find_shared_increments(
     for channel in channels:
         clustered = _cluster_increments(channel, most)
         if clustered is None:
-            return None, f"the paths have more than {most} distinct increments, too many to share"
+            return None, f"the increments do not repeat, or more than {most} are distinct"
         values, ids = clustered
         code = code * len(values) + ids
         levels.append(values)
     present, ids = np.unique(code, return_inverse=True)
     if len(present) > most:
-        return None, f"the paths have {len(present)} distinct increments, at most {most} pay"
+        return None, f"{len(present)} increments are distinct, at most {most} pay"
     columns = np.unravel_index(present, [len(values) for values in levels])
     values = np.stack([v[c] for v, c in zip(levels, columns, strict=True)], axis=1)
     shared = SharedIncrements(
@@ -108,7 +108,7 @@ def _cluster_increments(
 def compose_by_group(
     flows: Flows,
     start: Float[np.ndarray, "N H"],
-    ids: Int[np.ndarray, "N intervals"],
+    ids: Integer[np.ndarray, "N intervals"],
     batch_size: int,
     advance: Callable[[int], object] = lambda intervals: None,
 ) -> Float[np.ndarray, "N H"]:
@@ -123,7 +123,13 @@ def compose_by_group(
 
     def compose(i: int) -> np.ndarray:
         batch = slice(i, i + batch_size)
-        return _compose_batch(flows, start[batch], ids[batch], advance, stop)
+        reached = states_in_order(start[batch], ids[batch], lambda interval: flows)
+        for _ in range(ids.shape[1]):
+            rows, states = next(reached)
+            advance(len(start[batch]))
+            if stop.is_set():
+                raise InterruptedError("composition was stopped")
+        return states[np.argsort(rows)]
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
         try:
@@ -132,37 +138,37 @@ def compose_by_group(
             stop.set()
 
 
-def _compose_batch(
-    flows: Flows,
-    start: np.ndarray,
-    ids: np.ndarray,
-    advance: Callable[[int], object],
-    stop: Event,
-) -> np.ndarray:
+def states_in_order(
+    start: Float[np.ndarray, "N H"],
+    ids: Integer[np.ndarray, "N intervals"],
+    flows_at: Callable[[int], Flows],
+) -> Iterator[tuple[Integer[np.ndarray, " N"], Float[np.ndarray, "N H"]]]:
+    """The states after each interval, grouped by the flow they just took.
+
+    flows_at(interval) gives the flows whose rows `ids[:, interval]` names. Yields (rows, states):
+    states[i] belongs to path rows[i]; both arrays are reused by the next interval.
+    """
     states, ordered = start.copy(), np.empty_like(start)
-    path_at = np.arange(len(start))
+    rows = np.arange(len(start))
     for interval in range(ids.shape[1]):
-        taken = ids[path_at, interval]
+        flows = flows_at(interval)
+        taken = ids[rows, interval]
         order = np.argsort(taken, kind="stable")
         bounds = np.searchsorted(taken[order], np.arange(len(flows.movements) + 1))
         np.take(states, order, axis=0, out=ordered, mode="clip")
-        path_at = path_at[order]
+        rows = rows[order]
         for k in np.flatnonzero(np.diff(bounds)):
             group = slice(bounds[k], bounds[k + 1])
             np.matmul(ordered[group], flows.movements[k], out=states[group])
             states[group] += flows.offsets[k]
             states[group] += ordered[group]
-        advance(len(start))
-        if stop.is_set():
-            raise InterruptedError("composition was stopped")
-    ordered[path_at] = states
-    return ordered
+        yield rows, states
 
 
 def compose_by_gather(
     flows: Flows,
     start: Float[np.ndarray, "N H"],
-    ids: Int[np.ndarray, "N intervals"],
+    ids: Integer[np.ndarray, "N intervals"],
     batch_size: int,
     advance: Callable[[int], object] = lambda intervals: None,
 ) -> Float[np.ndarray, "N H"]:

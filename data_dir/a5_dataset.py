@@ -43,11 +43,12 @@ def load_word_problem(
 ) -> Arrays:
     """Load `folder/{group}={length}.csv`, generating it with `seed` and `samples` if missing.
 
-    Returns inputs and targets, uint8 (rows, length). A file that is there is used as it is,
-    whatever its seed column; a number of rows other than `samples` asks for is announced.
+    Returns inputs and targets, uint8 (rows, length). A file that is there is read as it is,
+    whatever its seed column.
 
     Raises:
-        DataError: the file is malformed, or a target is not the running product of its input.
+        DataError: the file is malformed, holds another number of rows, or a target is not the
+            running product of its input.
         ValueError: length or samples below 1, or a negative seed.
         OSError: the file cannot be read or written.
     """
@@ -59,7 +60,10 @@ def load_word_problem(
         write_dataset(path, group, length, samples, seed)
     inputs, targets = read_csv(path, group, length)
     if len(inputs) != expected:
-        announce(f"{path} holds {len(inputs):,} sequences, not {expected:,}: used as it is")
+        raise DataError(
+            f"{path}: {len(inputs):,} sequences where {expected:,} are asked for; "
+            f"ask for samples={len(inputs)}, or remove the file to have it made again"
+        )
     return inputs, targets
 
 

@@ -316,12 +316,12 @@ def test_a_missing_file_is_made_once_and_announced(tmp_path):
     assert len(messages) == 1 and "writing 300 sequences to" in messages[0]
 
 
-def test_a_file_with_another_number_of_rows_is_used_and_announced(tmp_path):
+def test_a_file_with_another_number_of_rows_is_refused_and_can_be_asked_for(tmp_path):
     write_dataset(tmp_path / "A5=4.csv", A5, 4, 300, seed=5)
-    messages = []
-    inputs, _ = load_word_problem(tmp_path, A5, 4, announce=messages.append)
+    with pytest.raises(DataError, match=r"A5=4\.csv: 300 sequences where 1,000,000 are asked for"):
+        load_word_problem(tmp_path, A5, 4)
+    inputs, _ = load_word_problem(tmp_path, A5, 4, samples=300)
     assert len(inputs) == 300
-    assert len(messages) == 1 and "holds 300 sequences, not 1,000,000" in messages[0]
 
 
 def test_progress_goes_to_standard_error(tmp_path, capsys):

@@ -1,0 +1,74 @@
+"""What the tests share: checks too slow or too strict for users, and small inputs."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+from experiment_config import CONFIG_FOLDER, LCDEToyConfig, load_config
+
+# From here on these modules check every annotated shape and dtype when a function is called.
+install_import_hook(["linear_cde", "shared_flows", "data_dir.datasets"], "beartype.beartype")
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
+
+if find_spec("jax"):
+    from jax import config
+
+    config.update("jax_numpy_rank_promotion", "raise")
+    config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def jax():
+    """The module; tests that need it are skipped where it is not installed."""
+    return pytest.importorskip("jax", reason="needs the JAX environment")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every session."""
+    return np.random.default_rng(2402_19047)
+
+
+@pytest.fixture
+def toy_config():
+    """Make the paper's config of the Linear CDE on the toy task, with changes."""
+
+    def make(**changes) -> LCDEToyConfig:
+        overrides = {key: (value, "test") for key, value in changes.items()}
+        return load_config(LCDEToyConfig, CONFIG_FOLDER / "lcde_toy.yaml", overrides)
+
+    return make
+
+
+@pytest.fixture
+def lattice_walks(rng):
+    """Draw float32 walks (N, n, d) in [-1, 1] with steps of -1, 0 or 1, scaled."""
+
+    def draw(num_paths: int, length: int, input_dim: int) -> np.ndarray:
+        steps = rng.integers(-1, 2, (num_paths, length, input_dim))
+        walks = np.cumsum(steps, axis=1)
+        return (walks / np.max(np.abs(walks))).astype(np.float32)
+
+    return draw
+
+
+@pytest.fixture
+def write_toy_files():
+    """Write `data_{d}.npy` and `labels_{d}.npy` as a data folder has them; returns their paths."""
+
+    def write(data_dir: Path, paths: np.ndarray, labels: np.ndarray) -> tuple[Path, Path]:
+        folder = data_dir / "toy_data"
+        folder.mkdir(parents=True, exist_ok=True)
+        input_dim = paths.shape[-1]
+        files = folder / f"data_{input_dim}.npy", folder / f"labels_{input_dim}.npy"
+        for file, array in zip(files, (paths, labels), strict=True):
+            np.save(file, array)
+        return files
+
+    return write

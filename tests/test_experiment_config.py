@@ -1,0 +1,222 @@
+"""A config is complete, typed and in range, or the message says what to change and where."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiment_config import (
+    CONFIG_FOLDER,
+    ROOT,
+    ConfigError,
+    ExperimentConfig,
+    LCDEToyConfig,
+    load_config,
+    parse_setting,
+)
+
+SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))
+CLASSES = ExperimentConfig.__subclasses__()
+PAPER = yaml.safe_load((CONFIG_FOLDER / "lcde_toy.yaml").read_text())
+FIELDS = list(LCDEToyConfig.model_fields)
+
+
+def error_of(path: Path, overrides=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(LCDEToyConfig, path, overrides or {})
+    return str(caught.value)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Write a config file: a text, or the paper's config with changes (None removes a key)."""
+
+    def write(text: str = "", **changes) -> Path:
+        values = {k: v for k, v in (PAPER | changes).items() if v is not None}
+        path = tmp_path / "mine.yaml"
+        path.write_text(text or yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_config_states_every_key_of_one_experiment_and_is_valid(path):
+    keys = set(yaml.safe_load(path.read_text()))
+    (config_class,) = (c for c in CLASSES if keys == set(c.model_fields))
+    load_config(config_class, path, {})
+
+
+def test_the_default_config_is_the_papers_experiment():
+    config = load_config(LCDEToyConfig, CONFIG_FOLDER / "lcde_toy.yaml", {})
+    assert config.identity() == {
+        "seed": 2345,
+        "hidden_dim": 256,
+        "num_paths": 100_000,
+        "train_fraction": 0.8,
+        "paper_data": True,
+        "solver": "tsit5",
+        "rtol": 0.01,
+        "atol": 0.01,
+        "dt0": 0.01,
+        "share_flows": True,
+        "matmul_precision": "float32",
+        "batch_size": 4000,
+        "flow_batch_size": 25_000,
+    }
+    assert (config.runs, config.input_dims) == (5, [2, 3])
+
+
+@pytest.mark.parametrize("field", sorted({f for c in CLASSES for f in c.model_fields}))
+def test_every_key_is_used(field):
+    sources = [path for path in ROOT.glob("*.py") if path.name != "experiment_config.py"]
+    assert any(re.search(rf"\bconfig\.{field}\b", path.read_text()) for path in sources)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_missing_key_is_named(config_file, field):
+    path = config_file(**{field: None})
+    assert error_of(path) == f"{path}: the key '{field}' is missing"
+
+
+def test_an_unknown_key_brings_the_nearest_one_and_all_others(config_file):
+    path = config_file(hiden_dims=8)
+    message = error_of(path)
+    assert message.startswith(f"{path}: unknown key 'hiden_dims', did you mean 'hidden_dim'?")
+    assert all(field in message for field in FIELDS)
+    assert "did you mean" not in error_of(config_file(xyz=8))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("hidden_dim", -1, "-1 should be greater than 0"),
+        ("hidden_dim", "8", "'8' should be a valid integer"),
+        ("hidden_dim", 8.5, "8.5 should be a valid integer"),
+        ("runs", True, "True should be a valid integer"),
+        ("seed", -1, "-1 should be greater than or equal to 0"),
+        ("seed", 2**32, "4294967296 should be less than 4294967296"),
+        ("num_paths", 9, "9 should be greater than or equal to 10"),
+        ("train_fraction", 1.0, "1.0 should be less than 1"),
+        ("train_fraction", 0, "0 should be greater than 0"),
+        ("rtol", 0.0, "0.0 should be greater than 0"),
+        ("rtol", float("inf"), "inf should be a finite number"),
+        ("atol", "small", "'small' should be a valid number"),
+        ("solver", "rk4", "'rk4' should be 'tsit5' or 'scan'"),
+        ("matmul_precision", "bf16", "'bf16' should be 'float32' or 'tf32'"),
+        ("share_flows", "yes", "'yes' should be a valid boolean"),
+        ("paper_data", 1, "1 should be a valid boolean"),
+        ("input_dims", 2, "2 should be a valid list"),
+        ("input_dims", [2, 4], "4 should be 2 or 3"),
+        ("input_dims", [], "[] "),
+        ("results_dir", "", "'' "),
+        ("results_dir", 5, "5 should be a valid string"),
+    ],
+)
+def test_a_value_of_wrong_type_or_out_of_range_is_named_with_what_is_allowed(
+    config_file, key, value, found
+):
+    path = config_file(**{key: value})
+    assert error_of(path).startswith(f"{path}: {key}: {found}")
+
+
+def test_every_mistake_has_a_line_of_its_own(config_file):
+    path = config_file(hidden_dim=0, solver="rk4", extra=1)
+    lines = error_of(path).splitlines()
+    starts = ("hidden_dim: 0 ", "solver: 'rk4' ", "unknown key 'extra'")
+    assert len(lines) == len(starts)
+    assert all(any(line.startswith(f"{path}: {s}") for line in lines) for s in starts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"matmul_precision": "tf32"}, ["tf32", "share_flows: false", "float32"]),
+        ({"input_dims": [2, 2]}, ["input_dims", "once"]),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(config_file, changes, named):
+    path = config_file(**changes)
+    message = error_of(path)
+    assert message.startswith(str(path)) and all(words in message for words in named)
+
+
+def test_tf32_path_by_path_is_accepted(config_file):
+    config = load_config(LCDEToyConfig, config_file(matmul_precision="tf32", share_flows=False), {})
+    assert config.matmul_precision == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("seed: [1", "not valid YAML"),
+        ("seed: 1\nruns: 2\nseed: 3\n", "the key 'seed' stands here twice"),
+        ("? [1, 2]\n: 3\n", "not valid YAML"),
+        ("- seed\n", "expected a mapping of keys to values, found list"),
+        ("# nothing here\n", "found NoneType"),
+        ("a\0b: 1", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(config_file, text, found):
+    path = config_file(text)
+    message = error_of(path)
+    assert message.startswith(f"{path}: ") and found in message and "\n" not in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    missing = tmp_path / "missing.yaml"
+    message = error_of(missing)
+    assert message.startswith(f"{missing}: no such config file")
+    assert all(path.name in message for path in SHIPPED)
+    assert error_of(tmp_path).startswith(f"{tmp_path}: cannot be read")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert error_of(binary).startswith(f"{binary}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-2", 0.01), ("1E3", 1000.0), ("1.0e-2", 0.01), ("-5e+1", -50.0), ("1e", "1e"), ("2", 2)],
+)
+def test_numbers_with_an_exponent_are_numbers(text, value):
+    key, found = parse_setting(f"rtol={text}")
+    assert key == "rtol" and found == value and type(found) is type(value)
+
+
+def test_settings_are_typed_as_in_a_file():
+    assert parse_setting("input_dims=[2, 3]") == ("input_dims", [2, 3])
+    assert parse_setting("share_flows=false") == ("share_flows", False)
+    assert parse_setting("results_dir=a=b") == ("results_dir", "a=b")
+
+
+@pytest.mark.parametrize("words", ["seed", "=5", "seed=[1"])
+def test_a_setting_that_cannot_be_read_repeats_its_words(words):
+    with pytest.raises(ConfigError, match=f"^--set {re.escape(words)}: "):
+        parse_setting(words)
+
+
+def test_an_override_wins_over_the_file_and_leaves_the_rest(config_file):
+    path = config_file(seed=1, hidden_dim=32)
+    config = load_config(LCDEToyConfig, path, {"seed": (7, "-s 7")})
+    assert (config.seed, config.hidden_dim, config.runs) == (7, 32, PAPER["runs"])
+
+
+def test_a_bad_override_is_named_by_its_words_and_a_bad_file_by_its_path(config_file):
+    path = config_file(rtol=-1.0)
+    message = error_of(path, {"hidden_dim": (-1, "--set hidden_dim=-1")})
+    assert sorted(message.splitlines()) == [
+        "--set hidden_dim=-1: hidden_dim: -1 should be greater than 0",
+        f"{path}: rtol: -1.0 should be greater than 0",
+    ]
+
+
+def test_an_unknown_override_is_named_by_its_words(config_file):
+    message = error_of(config_file(), {"sedd": (1, "--set sedd=1")})
+    assert message.startswith("--set sedd=1: unknown key 'sedd', did you mean 'seed'?")
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked():
+    config = load_config(LCDEToyConfig, CONFIG_FOLDER / "lcde_toy.yaml", {})
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 5

@@ -1,0 +1,227 @@
+"""What the results folder says of a run, and what a record says of a result."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import atomic_files
+import experiment_results
+from experiment_plan import plan_lcde_toy
+from experiment_results import (
+    ResultsError,
+    Run,
+    Status,
+    check_writable,
+    provenance,
+    run_state,
+    runs_to_do,
+    save_run,
+)
+
+ORIGIN = {"commit": "abc"}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run of two files that was done."""
+    files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "rmse.npy")
+    run = Run("a run", files, {"seed": 1, "rtol": 1e-2, "solver": "tsit5"})
+    save_run(run, [np.arange(3), np.zeros(3)], {"wall_time_s": 1.5}, ORIGIN)
+    return run
+
+
+def test_a_run_is_done_once_its_arrays_and_record_are_there(run):
+    assert run_state(run).status is Status.DONE
+    assert run.record.name == "steps.json"
+    assert np.array_equal(np.load(run.files[0]), np.arange(3))
+    record = json.loads(run.record.read_text())
+    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.files}
+    assert record == {
+        "config": run.config,
+        "files": digests,
+        "wall_time_s": 1.5,
+        "provenance": ORIGIN,
+    }
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_run_is_missing_while_one_of_its_files_is(run, gone):
+    run.files[gone].unlink()
+    assert run_state(run).status is Status.MISSING
+
+
+def test_a_file_of_another_config_is_a_conflict_that_names_what_differs(run):
+    other = replace(run, config={"seed": 2, "rtol": 1e-2, "atol": 1e-3})
+    state = run_state(other)
+    assert state.status is Status.CONFLICT
+    assert str(run.files[0]) in state.reason and "rtol" not in state.reason
+    for words in (
+        "seed 1 where this run has 2",
+        "solver 'tsit5' where this run has 'nothing'",
+        "atol 'nothing' where this run has 0.001",
+    ):
+        assert words in state.reason
+
+
+def test_a_file_without_a_record_is_a_conflict(run):
+    run.record.unlink()
+    state = run_state(run)
+    assert state.status is Status.CONFLICT and "has no record (steps.json)" in state.reason
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"config": {',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"config": {}}',
+        b'{"config": "seed", "files": {}}',
+        b'{"config": {"seed": 1, "rtol": 0.01, "solver": "tsit5"}, "files": null}',
+    ],
+)
+def test_a_corrupt_record_is_a_conflict(run, record):
+    run.record.write_bytes(record)
+    state = run_state(run)
+    assert state.status is Status.CONFLICT
+    assert state.reason == f"{run.record} is not a run record"
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_file_that_changed_after_its_record_is_a_conflict(run, changed):
+    np.save(run.files[changed], np.ones(3))
+    state = run_state(run)
+    assert state.status is Status.CONFLICT
+    assert f"{run.files[changed]} is not the file its record describes" in state.reason
+
+
+def test_only_missing_runs_are_to_be_done(run, tmp_path):
+    missing = replace(run, files=(tmp_path / "other.npy",))
+    assert runs_to_do([run, missing], overwrite=False) == [missing]
+    assert runs_to_do([run, missing], overwrite=True) == [run, missing]
+
+
+def test_every_conflict_is_named_and_only_overwriting_passes_it(run, tmp_path):
+    other = replace(run, config={"seed": 2})
+    stray = Run("stray", (tmp_path / "stray.npy",), {})
+    np.save(stray.files[0], np.ones(3))
+    before = content(tmp_path)
+    with pytest.raises(ResultsError) as caught:
+        runs_to_do([other, stray], overwrite=False)
+    for words in (str(run.files[0]), "seed", str(stray.files[0]), "--overwrite", "--results-dir"):
+        assert words in str(caught.value)
+    assert content(tmp_path) == before
+    assert runs_to_do([other, stray], overwrite=True) == [other, stray]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_full_disk_while_saving_leaves_the_former_result_whole(run, monkeypatch, nth):
+    before, syncs = content(run.record.parent), iter(range(1, 9))
+
+    def fsync(descriptor: int) -> None:
+        if next(syncs) == nth:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic_files.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        save_run(replace(run, config={"seed": 2}), [np.ones(3), np.ones(3)], {}, ORIGIN)
+    assert content(run.record.parent) == before
+    assert run_state(run).status is Status.DONE
+
+
+def test_a_record_never_holds_what_json_cannot(run):
+    before = content(run.record.parent)
+    with pytest.raises(ValueError, match="JSON"):
+        save_run(run, [np.ones(3), np.ones(3)], {"mse": float("nan")}, ORIGIN)
+    with pytest.raises(ValueError, match="shorter"):
+        save_run(run, [np.ones(3)], {}, ORIGIN)
+    assert content(run.record.parent) == before
+
+
+def test_a_results_folder_is_made_and_left_empty(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_in_the_way_of_the_results_folder_is_named(tmp_path, folder):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultsError, match=f"the results folder {tmp_path / folder} cannot be"):
+        check_writable(tmp_path / folder)
+
+
+def test_a_read_only_results_folder_is_named(tmp_path):
+    tmp_path.chmod(0o555)
+    try:
+        (tmp_path / "probe").touch()
+    except PermissionError:
+        with pytest.raises(ResultsError, match=f"{tmp_path} cannot be written: Permission denied"):
+            check_writable(tmp_path)
+    else:
+        pytest.skip("this user may write to read-only folders")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_the_origin_says_what_it_was_made_with_where_and_when():
+    origin = provenance(["numpy", "no-such-package"], "cpu")
+    assert set(origin) == {"commit", "dirty", "packages", "device", "machine", "started"}
+    assert origin["packages"] == {"numpy": np.__version__}
+    assert origin["device"] == "cpu"
+    assert {"cpu", "cores", "memory_gib", "platform", "python"} <= set(origin["machine"])
+    age = datetime.now(UTC) - datetime.fromisoformat(origin["started"])
+    assert timedelta(0) <= age < timedelta(minutes=1)
+    json.dumps(origin)
+
+
+def test_the_origin_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        command = ["git", *identity, *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+
+    monkeypatch.setattr(experiment_results, "ROOT", tmp_path)
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    origin = provenance([], "cpu")
+    assert origin["commit"] == git("rev-parse", "HEAD").decode().strip()
+    assert origin["dirty"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert provenance([], "cpu")["dirty"] is True
+
+
+def test_without_git_the_origin_has_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance([], "cpu")["commit"] == ""
+
+
+def test_the_toy_plan_has_one_run_for_each_dimension_and_number_under_the_released_names(
+    toy_config, tmp_path
+):
+    runs = plan_lcde_toy(toy_config(runs=2), tmp_path)
+    assert [run.label for run in runs] == ["2D run 0", "2D run 1", "3D run 0", "3D run 1"]
+    assert runs[3].files == (tmp_path / "outputs_toy" / "lin_cde_mse_3_run_1.npy",)
+    assert runs[3].config["input_dim"] == 3 and runs[3].config["run"] == 1
+
+
+def test_how_many_runs_are_asked_for_is_no_part_of_what_a_run_is(toy_config, tmp_path):
+    (one,) = plan_lcde_toy(toy_config(runs=1, input_dims=[2], results_dir="a"), tmp_path)
+    assert one == plan_lcde_toy(toy_config(), tmp_path)[0]
+    assert one != plan_lcde_toy(toy_config(rtol=1e-3), tmp_path)[0]

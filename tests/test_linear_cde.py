@@ -1,0 +1,323 @@
+"""The Linear CDE's parameters are the released runs', and its solvers solve its equation."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+jax = pytest.importorskip("jax", reason="the Linear CDE is written in JAX")
+jnp = jax.numpy
+
+from jax.test_util import check_grads  # noqa: E402
+
+from linear_cde import (  # noqa: E402
+    LinearCDE,
+    adaptive_cde_solve,
+    apply_field,
+    euler_cde_solve,
+    run_model_key,
+    sample_times,
+    scan_cde_solve,
+    solver_from_config,
+    train_linear,
+)
+
+H, CONTROLS = 5, 3
+PAPER = {"rtol": 1e-2, "atol": 1e-2, "dt0": 0.01}
+
+# Compiled once for all tests.
+tight_solve = jax.jit(partial(adaptive_cde_solve, rtol=1e-10, atol=1e-10, dt0=0.01))
+
+
+@pytest.fixture
+def float64():
+    """Let JAX compute in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def equation(rng):
+    """Draw A, B and y0 of a small Linear CDE."""
+
+    def draw(dtype=np.float64):
+        shapes = (H, CONTROLS, H), (H, CONTROLS), (H,)
+        A, B, y0 = (rng.normal(size=shape) for shape in shapes)
+        return [jnp.asarray(x, dtype) for x in (A / np.sqrt(H), B, y0)]
+
+    return draw
+
+
+def exact_flow(A, B, y0, omega, xi) -> np.ndarray:
+    """The solution along a piecewise linear control: a matrix exponential for each piece."""
+    A, B, state = np.asarray(A), np.asarray(B), np.append(y0, 1)
+    for d_omega, d_xi in zip(np.diff(omega, axis=0), np.diff(xi, axis=0), strict=True):
+        generator = np.zeros((H + 1, H + 1))
+        generator[:H, :H] = np.einsum("hij,i->hj", A, d_omega)
+        generator[:H, H] = B @ d_xi
+        state = expm(generator) @ state
+    return state[:H]
+
+
+def relative_error(found, expected) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# Parameters
+
+
+def threefry_split(key: np.ndarray, num: int) -> np.ndarray:
+    """`jax.random.split` in the layout before JAX 0.5: Threefry-2x32, 20 rounds, in NumPy."""
+    key = [*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
+    left, right = np.split(np.arange(2 * num, dtype=np.uint32), 2)
+    left, right = left + key[0], right + key[1]
+    for block, rotations in enumerate([(13, 15, 26, 6), (17, 29, 16, 24)] * 2 + [(13, 15, 26, 6)]):
+        for rotation in rotations:
+            left = left + right
+            right = left ^ (right << np.uint32(rotation) | right >> np.uint32(32 - rotation))
+        left = left + key[(block + 1) % 3]
+        right = right + key[(block + 2) % 3] + np.uint32(block + 1)
+    return np.concatenate([left, right]).reshape(num, 2)
+
+
+@pytest.mark.parametrize("partitionable", [False, True])
+def test_model_keys_are_the_released_chain_of_splits(partitionable):
+    key = np.array([0, 2345], np.uint32)
+    for run in range(5):
+        expected, _, key = threefry_split(key, 3)
+        with jax.threefry_partitionable(partitionable):
+            assert np.array_equal(run_model_key(2345, run), expected)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("partitionable", [False, True])
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_parameters_are_the_released_draws_whatever_jax_defaults_to(input_dim, partitionable, x64):
+    key = np.array([3, 4], np.uint32)
+    keys = threefry_split(key, 4)
+    with jax.threefry_partitionable(partitionable), jax.enable_x64(x64):
+        model = LinearCDE(16, input_dim, key=jnp.asarray(key))
+    with jax.threefry_partitionable(False):
+        shapes = (16, input_dim), (16,), (16, input_dim + 1, 16), (16, input_dim + 1)
+        drawn = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    drawn[2] = drawn[2] / 4
+    found = model.init_matrix, model.init_bias, model.A, model.B
+    assert all(np.array_equal(*pair) for pair in zip(found, drawn, strict=True))
+    assert all(x.dtype == np.float32 for x in found)
+
+
+def test_parameters_are_normal_with_the_papers_scales():
+    model = LinearCDE(64, 3, key=jax.random.PRNGKey(0))
+    for drawn in (model.init_matrix, model.init_bias, model.A * 8.0, model.B):
+        count = drawn.size
+        assert abs(np.mean(drawn)) < 4 / np.sqrt(count)
+        assert abs(np.var(drawn) - 1) < 4 * np.sqrt(2 / count)
+
+
+def test_the_model_starts_at_its_first_point_and_is_driven_by_time_and_path(rng):
+    model = LinearCDE(8, 2, key=jax.random.PRNGKey(0))
+    path = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+    ts = jnp.asarray(sample_times(np.zeros((1, 6, 2), np.float32)))
+    np.testing.assert_allclose(ts, [0, 0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
+    seen = []
+
+    def solve(*arguments):
+        seen.extend(arguments)
+        return arguments[2]
+
+    start = model(ts, path, solve)
+    expected = np.asarray(model.init_matrix) @ np.asarray(path[0]) + np.asarray(model.init_bias)
+    np.testing.assert_allclose(start, expected, rtol=1e-6)
+    assert seen[0] is model.A and seen[1] is model.B
+    for control in seen[4:]:
+        assert np.array_equal(control, np.column_stack([ts, path]))
+
+
+# The adaptive solver
+
+
+def test_the_adaptive_solve_is_the_matrix_exponential_on_a_straight_path(float64, equation, rng):
+    A, B, y0 = equation()
+    ts = jnp.linspace(0, 2, 5)
+    omega, xi = (jnp.outer(ts, rng.normal(size=CONTROLS)) for _ in range(2))
+    solution = tight_solve(A, B, y0, ts, omega, xi)
+    assert relative_error(solution, exact_flow(A, B, y0, omega, xi)) < 1e-8
+
+
+def test_either_tolerance_bounds_the_error_of_the_adaptive_solve(float64, equation, rng):
+    A, B, y0 = equation()
+    ts = jnp.array([0.0, 1.0])
+    control = jnp.outer(ts, 3 * rng.normal(size=CONTROLS))
+    exact = exact_flow(A, B, y0, control, control)
+
+    def error(rtol: float, atol: float) -> float:
+        solution = adaptive_cde_solve(A, B, y0, ts, control, control, rtol=rtol, atol=atol, dt0=0.1)
+        return relative_error(solution, exact)
+
+    fine = error(1e-7, 1e-7)
+    assert fine < 1e-5
+    assert error(1e-7, 1e-2) > 100 * fine
+    assert error(1e-2, 1e-7) > 100 * fine
+
+
+def test_at_the_papers_tolerances_corners_of_the_path_cost_no_accuracy(equation, rng):
+    A, B, y0 = equation(np.float32)
+    steps = rng.integers(-3, 4, (99, CONTROLS)) / 51
+    control = jnp.asarray(np.cumsum(steps, axis=0), jnp.float32)
+    ts = jnp.linspace(0, 1, 99)
+    solution = adaptive_cde_solve(A, B, y0, ts, control, control, **PAPER)
+    assert relative_error(solution, exact_flow(A, B, y0, control, control)) < 1e-5
+
+
+def test_the_flow_over_two_intervals_is_the_composition_of_the_two(float64, equation, rng):
+    A, B, y0 = equation()
+    ts = jnp.linspace(0, 1, 9)
+    omega, xi = (jnp.asarray(rng.normal(size=(9, CONTROLS))) for _ in range(2))
+    middle = tight_solve(A, B, y0, ts[:5], omega[:5], xi[:5])
+    end = tight_solve(A, B, middle, ts[4:], omega[4:], xi[4:])
+    whole = tight_solve(A, B, y0, ts, omega, xi)
+    assert relative_error(end, whole) < 1e-7
+
+
+# The scan
+
+
+def test_the_scan_is_the_papers_loop(float64, equation, rng):
+    A, B, y = equation()
+    omega, xi = (jnp.asarray(rng.normal(size=(11, CONTROLS))) for _ in range(2))
+    states = scan_cde_solve(A, B, y, omega, xi)
+    expected = [np.asarray(y)]
+    for i in range(1, 11):
+        field = sum(A[:, c] @ expected[-1] * omega[i, c] for c in range(CONTROLS))
+        expected.append(expected[-1] + (field + B @ xi[i]) / 11)
+    np.testing.assert_allclose(states, np.stack(expected), rtol=1e-12)
+
+
+def test_the_scan_has_order_one_towards_the_equation_its_values_drive(float64, equation, rng):
+    A, B, y0 = equation()
+    row = rng.normal(size=(1, CONTROLS))
+    exact = exact_flow(A, B, y0, np.vstack([0 * row, row]), np.vstack([0 * row, row]))
+    lengths = 2 ** np.arange(7, 11)
+    errors = []
+    for length in lengths:
+        control = jnp.asarray(np.tile(row, (length, 1)))
+        errors.append(relative_error(scan_cde_solve(A, B, y0, control, control)[-1], exact))
+    slope, _ = np.polyfit(np.log(1 / lengths), np.log(errors), 1)
+    assert slope == pytest.approx(1, abs=0.05)
+
+
+def test_the_euler_solve_has_order_one_towards_the_linear_cde(float64, equation, rng):
+    A, B, y0 = equation()
+    directions = rng.normal(size=(2, CONTROLS))
+    exact = exact_flow(A, B, y0, *(np.outer([0, 1], direction) for direction in directions))
+    lengths = 2 ** np.arange(7, 11) + 1
+    errors = []
+    for length in lengths:
+        ts = jnp.linspace(0, 1, length)
+        omega, xi = (jnp.outer(ts, direction) for direction in directions)
+        errors.append(relative_error(euler_cde_solve(A, B, y0, ts, omega, xi), exact))
+    slope, _ = np.polyfit(np.log(1 / (lengths - 1)), np.log(errors), 1)
+    assert slope == pytest.approx(1, abs=0.05)
+
+
+def test_the_scan_is_linear_in_its_start_without_a_drift(float64, equation, rng):
+    A, B, y0 = equation()
+    omega = jnp.asarray(rng.normal(size=(12, CONTROLS)))
+
+    def states(start):
+        return scan_cde_solve(A, 0 * B, start, omega, omega)
+
+    combined = states(3.0 * y0 - 2.0 * y0[::-1])
+    np.testing.assert_allclose(combined, 3.0 * states(y0) - 2.0 * states(y0[::-1]), rtol=1e-10)
+
+
+def test_the_future_leaves_the_scans_past_alone(equation, rng):
+    A, B, y0 = equation(np.float32)
+    omega, xi = (rng.normal(size=(12, CONTROLS)).astype(np.float32) for _ in range(2))
+    states = scan_cde_solve(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
+    for control in (omega, xi):
+        control[7:] += 1
+        changed = scan_cde_solve(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
+        assert np.array_equal(states[:7], changed[:7])
+        assert not np.isclose(states[7:], changed[7:]).all(axis=1).any()
+        states = changed
+
+
+def test_the_gradients_of_the_scan_are_those_of_finite_differences(float64, equation, rng):
+    omega, xi = (jnp.asarray(rng.normal(size=(8, CONTROLS))) for _ in range(2))
+    check_grads(jax.jit(scan_cde_solve), (*equation(), omega, xi), order=1, modes=["fwd", "rev"])
+
+
+# Precision
+
+
+def to_tf32(x: np.ndarray) -> np.ndarray:
+    """Round float32 to 10 mantissa bits, ties to even, by its bits."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    tie_to_even = (bits >> 13) & 1
+    return ((bits + 0xFFF + tie_to_even) & ~np.uint32(0x1FFF)).view(np.float32)
+
+
+def test_tf32_rounds_the_matmul_inputs_to_ten_bits_and_nothing_else(equation, rng):
+    A, _, y = equation(np.float32)
+    y = y.at[0].set(1 + 3 * 2.0**-11).at[1].set(1 + 2.0**-11)  # two ties
+    control = jnp.asarray(rng.normal(size=CONTROLS), jnp.float32)
+    for apply in (apply_field, jax.jit(apply_field, static_argnames="matmul_precision")):
+        rounded = apply(A, y, control, matmul_precision="tf32")
+        expected = apply(jnp.asarray(to_tf32(A)), jnp.asarray(to_tf32(y)), control)
+        assert np.array_equal(rounded, expected)
+        error = relative_error(rounded, np.asarray(apply(A, y, control)))
+        assert 1e-5 < error < 1e-3
+
+
+@pytest.mark.parametrize("solve", [scan_cde_solve, euler_cde_solve, adaptive_cde_solve])
+def test_solvers_pass_the_precision_on(equation, rng, solve):
+    A, B, y0 = equation(np.float32)
+    control = jnp.asarray(rng.normal(size=(6, CONTROLS)), jnp.float32)
+    times = () if solve is scan_cde_solve else (jnp.linspace(0, 1, 6),)
+    options = PAPER if solve is adaptive_cde_solve else {}
+    full = solve(A, B, y0, *times, control, control, **options)
+    rounded = solve(A, B, y0, *times, control, control, matmul_precision="tf32", **options)
+    assert 1e-6 < relative_error(rounded, np.asarray(full)) < 1e-2
+
+
+def test_float32_is_asked_of_a_gpu_explicitly(equation):
+    A, _, y = equation(np.float32)
+    program = str(jax.make_jaxpr(apply_field)(A, y, jnp.zeros(CONTROLS)))
+    assert program.count("dot_general") == 2 == program.count("precision=(Precision.HIGHEST")
+
+
+def test_the_config_names_the_solver_and_its_settings(toy_config):
+    adaptive = solver_from_config(toy_config(rtol=1e-3, atol=1e-4, dt0=0.5))
+    assert adaptive.func is adaptive_cde_solve
+    assert adaptive.keywords == {
+        "rtol": 1e-3,
+        "atol": 1e-4,
+        "dt0": 0.5,
+        "matmul_precision": "float32",
+    }
+    config = toy_config(solver="scan", matmul_precision="tf32", share_flows=False)
+    scan = solver_from_config(config)
+    assert scan.func is euler_cde_solve and scan.keywords == {"matmul_precision": "tf32"}
+
+
+# Readout
+
+
+def test_the_readout_is_least_squares_with_an_intercept_scored_on_the_rest(rng):
+    features = (5 + rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4))).astype(np.float32)
+    labels = (features @ rng.normal(size=4) + rng.normal(size=60) + 7).astype(np.float32)
+    design = np.column_stack([np.ones(60), features.astype(np.float64)])
+    weights = np.linalg.lstsq(design[:40], labels[:40].astype(np.float64), rcond=None)[0]
+    expected = np.mean((design[40:] @ weights - labels[40:]) ** 2)
+    assert train_linear(features, labels, 40) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, 59])
+def test_the_readout_refuses_features_that_are_not_finite(rng, row, broken):
+    features = rng.normal(size=(60, 4)).astype(np.float32)
+    features[row, 2] = broken
+    with pytest.raises(FloatingPointError, match="not finite: its solve diverged"):
+        train_linear(features, np.zeros(60, np.float32), 40)

@@ -1,0 +1,245 @@
+"""The Linear CDE on a group's word problem: the fast form equals the plain one, runs resume."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="the Linear CDE needs JAX")
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+
+from checkpoints import Checkpoints
+from data_dir.finite_groups import group
+from experiment_config import CONFIG_FOLDER, LCDEA5Config, load_config
+from linear_cde_a5 import (
+    A5LinearCDE,
+    Batch,
+    DataOrder,
+    TrainState,
+    drop,
+    evaluate,
+    mean_cross_entropy,
+    states_by_scan,
+    states_by_token,
+    train_model,
+    train_step,
+)
+from run_experiment import main
+
+ROOT = Path(__file__).resolve().parents[1]
+A5 = group("A5")
+
+
+@pytest.fixture(autouse=True)
+def batches_broadcast():
+    """Biases are broadcast over whole batches here, and optax promotes its integer step count."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+# Both forms add the same products in another order: a few float32 roundings of the largest value.
+FLOAT32_SUMS = 2e-5
+
+
+def sequences(count, length, seed=0):
+    tokens = np.random.default_rng(seed).integers(0, A5.order, (count, length), dtype=np.uint8)
+    return Batch(tokens, A5.running_products(tokens))
+
+
+def small_model(hidden_dim=16, seed=0):
+    return A5LinearCDE(A5.order, hidden_dim, key=jr.key(seed))
+
+
+def relative_error(found, expected):
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# 4 places are fewer than the tokens, 180 are more: the two ways of sharing the contraction.
+@pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10), (4, 2)])
+def test_states_by_token_equal_the_scan(count, length):
+    model, tokens = small_model(), sequences(count, length).tokens
+    expected = states_by_scan(model, tokens)
+    assert expected.shape == (count, length, 16)
+    assert relative_error(states_by_token(model, tokens), expected) < FLOAT32_SUMS
+
+
+@pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10)])
+def test_gradients_by_token_equal_those_of_the_scan(count, length):
+    model, batch = small_model(), sequences(count, length)
+    gradient = eqx.filter_grad(mean_cross_entropy)
+    found, expected = (
+        gradient(model, *batch, 0.1, jr.key(3), form) for form in (states_by_token, states_by_scan)
+    )
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(ours, plain) < 10 * FLOAT32_SUMS
+
+
+def test_scan_is_the_papers_recurrence_on_path_values():
+    model, tokens = small_model(), sequences(1, 6).tokens
+    cde, x = model.cde, np.asarray(model.embedding, dtype=np.float64)[tokens[0]]
+    y = np.asarray(cde.init_matrix) @ x[0] + np.asarray(cde.init_bias)
+    for i in range(1, 6):
+        control = np.concatenate([[i / 5], x[i]])
+        y = y + (np.einsum("hij,j,i->h", cde.A, y, control) + cde.B @ control) / 6
+    assert relative_error(states_by_scan(model, tokens)[0, -1], y) < FLOAT32_SUMS
+
+
+def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
+    model, data = small_model(), sequences(101, 7)
+    logits = model.logits(
+        states_by_scan(model, data.tokens), model.embedding[data.tokens], 0.0, jr.key(0)
+    )
+    # Targets made of the model's own predictions, half of them wrong, so that a count is a count.
+    predicted = np.asarray(jnp.argmax(logits, axis=-1)).astype(np.uint8)
+    wrong = np.arange(predicted.size).reshape(predicted.shape) % 2
+    data = Batch(data.tokens, (predicted + wrong.astype(np.uint8)) % A5.order)
+    for batch_size in (10, 101, 1000):
+        assert evaluate(model, data, batch_size) == pytest.approx(np.mean(wrong == 0), abs=0.003)
+
+
+def test_no_output_sees_the_future():
+    model, tokens = small_model(), sequences(3, 8).tokens
+    changed = tokens.copy()
+    changed[:, 5:] = (changed[:, 5:] + 1) % A5.order
+    before, after = states_by_token(model, tokens), states_by_token(model, changed)
+    assert np.array_equal(before[:, :5], after[:, :5])
+    assert not np.array_equal(before[:, 5:], after[:, 5:])
+
+
+def test_no_two_parameters_share_values():
+    leaves = jax.tree.leaves(eqx.filter(small_model(), eqx.is_array))
+    values = [np.ravel(leaf)[:16] for leaf in leaves if np.ptp(leaf) > 0]
+    for one, other in itertools.combinations(values, 2):
+        assert not np.intersect1d(one, other).size
+
+
+def test_dropout_zeroes_its_share_and_rescales_the_rest():
+    x = jnp.full((100, 100), 3.0)
+    dropped = np.asarray(drop(x, 0.1, jr.key(0)))
+    assert np.unique(dropped) == pytest.approx([0, 3 / 0.9])
+    assert np.mean(dropped == 0) == pytest.approx(0.1, abs=0.01)
+    assert drop(x, 0, jr.key(0)) is x
+
+
+def test_loss_is_finite_for_logits_that_overflow_an_exponential():
+    model = eqx.tree_at(lambda m: m.out.weight, small_model(), replace_fn=lambda w: 1e4 * w)
+    assert np.isfinite(mean_cross_entropy(model, *sequences(4, 5), 0.0, jr.key(0)))
+
+
+def test_a_step_is_one_adamw_update_for_each_batch_in_order():
+    batches, key = [sequences(8, 5), sequences(3, 2, seed=1)], jr.key(5)
+    optimizer = optax.adamw(1e-3, weight_decay=0.01)
+    model = small_model()
+    expected, moments = model, optimizer.init(eqx.filter(model, eqx.is_array))
+    for batch, batch_key in zip(batches, jr.split(key, 2), strict=True):
+        gradients = eqx.filter_grad(mean_cross_entropy)(expected, *batch, 0.1, batch_key)
+        updates, moments = optimizer.update(gradients, moments, expected)
+        expected = eqx.apply_updates(expected, updates)
+    start = TrainState(small_model(), optimizer.init(eqx.filter(small_model(), eqx.is_array)))
+    state, _ = train_step(start, batches, jr.clone(key), optimizer, 0.1)
+    for ours, plain in zip(
+        jax.tree.leaves(state.model),
+        jax.tree.leaves(eqx.filter(expected, eqx.is_array)),
+        strict=True,
+    ):
+        # Adam divides by the gradient's own size, so tiny gradients turn rounding into 1e-4.
+        assert relative_error(ours, plain) < 1e-4
+
+
+def test_data_order_visits_every_row_once_an_epoch_and_needs_no_past():
+    data = sequences(10, 3)
+    order = DataOrder(data, 2, seed=(1, 2))
+    epoch = np.concatenate([order.batch(step).tokens for step in range(5)])
+    assert sorted(map(tuple, epoch)) == sorted(map(tuple, data.tokens))
+    fresh = DataOrder(data, 2, seed=(1, 2)).batch(7)
+    assert np.array_equal(fresh.tokens, order.batch(7).tokens)
+    assert not np.array_equal(
+        np.concatenate([order.batch(step).tokens for step in range(5, 10)]), epoch
+    )
+
+
+def test_a_run_that_diverges_says_so(tmp_path):
+    overrides = {"hidden_dim": (8, ""), "learning_rate": (1e30, ""), "max_steps": (50, "")}
+    config = load_config(LCDEA5Config, CONFIG_FOLDER / "quick_lcde_a5.yaml", overrides)
+    batch = sequences(20, 4)
+    _, history, outcome = train_model(
+        small_model(8), lambda step: [batch], batch, config, jr.key(0), Checkpoints(tmp_path, {})
+    )
+    assert outcome.startswith("diverged: the loss was")
+    assert history.steps == [0]
+
+
+TINY = {
+    "hidden_dim": 8,
+    "samples": 2000,
+    "stop_accuracy": 1.0,
+    "max_steps": 400,
+    "eval_interval": 100,
+    "checkpoint_interval": 20,
+}
+
+
+def tiny_run(data_dir, results_dir, **changes):
+    words = ["-m", "LCDE", "-e", "A5", "-l", "4"]
+    words += ["-c", str(CONFIG_FOLDER / "quick_lcde_a5.yaml")]
+    words += ["--data-dir", str(data_dir), "--results-dir", str(results_dir)]
+    for key, value in {**TINY, **changes}.items():
+        words += ["--set", f"{key}={value}"]
+    return words
+
+
+def results_of(folder):
+    steps = np.load(folder / "outputs_A5" / "linear_cde_length_4_steps.npy")
+    accuracies = np.load(folder / "outputs_A5" / "linear_cde_length_4_val_accs.npy")
+    record = json.loads((folder / "outputs_A5" / "linear_cde_length_4_steps.json").read_text())
+    return steps, accuracies, record
+
+
+def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
+    assert main(tiny_run(tmp_path, tmp_path / "whole")) == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, ROOT / "run_experiment.py", *tiny_run(tmp_path, killed)]
+    # The same program compiled once: every start would spend most of its time on that.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    settings = {"env": {**os.environ, **cache}, "stderr": subprocess.DEVNULL}
+    for kill in (1, 2, 3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **settings)
+        wait_for_checkpoint(killed, step=80 * kill, process=process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (killed / "outputs_A5").exists() or not list((killed / "outputs_A5").iterdir())
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **settings)
+    steps, accuracies, record = results_of(tmp_path / "whole")
+    again = results_of(killed)
+    assert np.array_equal(steps, [0, 100, 200, 300, 400])
+    assert np.array_equal(again[0], steps) and np.array_equal(again[1], accuracies)
+    assert again[2]["history"]["train_loss"] == record["history"]["train_loss"]
+    assert record["outcome"] == "not solved"
+    assert not list((killed / "checkpoints").iterdir())
+
+
+def wait_for_checkpoint(folder, step, process):
+    while process.poll() is None:
+        found = (folder / "checkpoints").glob("*/step_*.json")
+        if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the run ended before it was killed")
+
+
+def test_another_group_is_one_setting(tmp_path):
+    assert main(tiny_run(tmp_path, tmp_path / "results", group="S5", max_steps=100)) == 0
+    assert (tmp_path / "illusion" / "S5=4.csv").exists()
+    assert results_of(tmp_path / "results")[2]["config"]["group"] == "S5"

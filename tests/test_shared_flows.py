@@ -1,0 +1,209 @@
+"""Features by shared flows are the features path by path, wherever sharing is chosen."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shared_flows
+from shared_flows import Flows, compose_by_gather, compose_by_group, find_shared_increments
+
+H = 16
+
+
+@pytest.fixture
+def composition(rng):
+    """Random flows of 9 increments, and 200 paths of 20 intervals through them."""
+    flows = Flows(
+        rng.normal(size=(9, H, H)).astype(np.float32) / 40,
+        rng.normal(size=(9, H)).astype(np.float32),
+    )
+    ids = rng.integers(0, 9, (200, 20)).astype(np.int32)
+    start = rng.normal(size=(200, H)).astype(np.float32)
+    return flows, start, ids
+
+
+def compose_in_float64(flows: Flows, start: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    states = start.astype(np.float64)
+    for taken in ids.T:
+        moved = np.einsum("nh,nhk->nk", states, flows.movements[taken].astype(np.float64))
+        states = states + moved + flows.offsets[taken]
+    return states
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+
+
+def scaled_walks(steps: np.ndarray, scale: int) -> np.ndarray:
+    return (np.cumsum(steps, axis=1) / scale).astype(np.float32)
+
+
+def times(length: int) -> np.ndarray:
+    return np.linspace(0, 1, length, dtype=np.float32)
+
+
+# Features
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+@pytest.mark.parametrize("solver", ["tsit5", "scan"])
+def test_shared_flows_give_the_features_of_path_by_path(
+    jax, toy_config, lattice_walks, solver, input_dim
+):
+    from linear_cde import (
+        LinearCDE,
+        choose_sharing,
+        obtain_features_from_model,
+        solver_from_config,
+    )
+
+    config = toy_config(solver=solver, hidden_dim=H)
+    paths = lattice_walks(200, 20, input_dim)
+    model = LinearCDE(H, input_dim, key=jax.random.PRNGKey(1))
+    shared, _ = choose_sharing(config, paths)
+    assert len(shared.values) == 3**input_dim
+    solve = solver_from_config(config)
+    one_by_one, together = (
+        obtain_features_from_model(model, paths, increments, config, solve)
+        for increments in (None, shared)
+    )
+    assert together.shape == (200, H) and together.dtype == np.float32
+    assert relative_difference(together, one_by_one) < 1e-5
+
+
+def test_path_by_path_features_do_not_depend_on_the_batch_size(jax, toy_config, lattice_walks):
+    from linear_cde import LinearCDE, obtain_features_from_model, solver_from_config
+
+    paths = lattice_walks(50, 5, 2)
+    model = LinearCDE(H, 2, key=jax.random.PRNGKey(1))
+    whole, in_parts = (
+        obtain_features_from_model(model, paths, None, config, solver_from_config(config))
+        for config in (toy_config(solver="scan"), toy_config(solver="scan", batch_size=15))
+    )
+    assert relative_difference(in_parts, whole) < 1e-6
+
+
+# Composition
+
+
+def test_composing_by_group_is_composing_one_by_one(composition):
+    composed = compose_by_group(*composition, batch_size=64)
+    assert composed.dtype == np.float32
+    assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
+
+
+def test_composing_by_gather_is_composing_one_by_one(jax, composition):
+    composed = compose_by_gather(*composition, batch_size=64)
+    assert composed.dtype == np.float32
+    assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 200, 1000])
+def test_the_batch_size_changes_rounding_only(composition, batch_size):
+    composed = compose_by_group(*composition, batch_size=batch_size)
+    reference = compose_by_group(*composition, batch_size=64)
+    assert relative_difference(composed, reference) < 1e-6
+
+
+def test_the_number_of_threads_changes_no_bit(composition, monkeypatch):
+    composed = []
+    for cores in (1, 3):
+        monkeypatch.setattr(shared_flows, "available_cores", lambda cores=cores: cores)
+        composed.append(compose_by_group(*composition, batch_size=16))
+    assert np.array_equal(*composed)
+
+
+def test_composition_leaves_its_inputs_alone(composition):
+    flows, start, ids = composition
+    before = [x.copy() for x in (flows.movements, flows.offsets, start, ids)]
+    compose_by_group(flows, start, ids, batch_size=64)
+    after = flows.movements, flows.offsets, start, ids
+    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("compose", [compose_by_group, compose_by_gather])
+def test_progress_counts_every_interval_once(jax, composition, compose):
+    advanced = []
+    compose(*composition, 64, advanced.append)
+    assert sum(advanced) == composition[2].size
+
+
+def test_an_interrupt_ends_the_other_threads(composition, monkeypatch):
+    monkeypatch.setattr(shared_flows, "available_cores", lambda: 2)
+    advanced = []
+
+    def advance(intervals: int) -> None:
+        advanced.append(intervals)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compose_by_group(*composition, 1, advance)
+    assert len(advanced) < 50
+
+
+# Finding increments
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_integer_increments_are_recovered_from_scaled_walks(rng, input_dim):
+    steps = np.rint(rng.normal(size=(2000, 30, input_dim))).astype(int)
+    walks = scaled_walks(steps, 51)
+    shared, reason = find_shared_increments(times(30), walks, H)
+    taken = steps[:, 1:].reshape(-1, input_dim)
+    distinct = len(np.unique(taken, axis=0))
+    assert shared.values.shape == (distinct, input_dim + 1)
+    assert reason == f"{distinct} distinct increments in 58,000 intervals"
+    assert shared.values.dtype == np.float32 and shared.ids.dtype == np.int32
+    np.testing.assert_allclose(shared.values[:, 0], 1 / 29, atol=1e-8)
+    found = shared.values[shared.ids][..., 1:].reshape(-1, input_dim)
+    np.testing.assert_allclose(found, taken / 51, atol=1e-8)
+
+
+@given(
+    steps=st.lists(st.lists(st.integers(-6, 6), min_size=8, max_size=8), min_size=4, max_size=12),
+    columns=st.sampled_from([1, 2, 4]),
+    scale=st.integers(48, 2000),
+    hidden_dim=st.integers(1, 6),
+)
+def test_increments_are_shared_exactly_when_the_rule_says_it_pays(
+    steps, columns, scale, hidden_dim
+):
+    steps = np.array(steps).reshape(len(steps), -1, columns)
+    num_paths, length, _ = steps.shape
+    taken = steps[:, 1:].reshape(-1, columns)
+    distinct, ids = np.unique(taken, axis=0, return_inverse=True)
+    pays = len(distinct) * (hidden_dim + 1) <= num_paths * (length - 1) / 2
+    shared, reason = find_shared_increments(times(length), scaled_walks(steps, scale), hidden_dim)
+    assert (shared is not None) == pays
+    if shared is None:
+        assert "distinct" in reason
+        return
+    assert np.array_equal(np.rint(shared.values[:, 1:] * scale), distinct)
+    assert np.array_equal(shared.ids.ravel(), ids.ravel())
+
+
+@pytest.mark.parametrize(
+    ("num_paths", "hidden_dim"), [(20, 4), (50_000, 1)], ids=["too many", "no groups"]
+)
+def test_paths_that_do_not_repeat_increments_are_not_shared(rng, num_paths, hidden_dim):
+    paths = rng.uniform(-1, 1, (num_paths, 10, 2)).astype(np.float32)
+    shared, reason = find_shared_increments(times(10), paths, hidden_dim)
+    assert shared is None
+    assert reason.startswith("the increments do not repeat, or more than")
+
+
+def test_flows_that_need_too_much_memory_are_not_shared(lattice_walks, monkeypatch):
+    walks = lattice_walks(200, 20, 2)
+    monkeypatch.setattr(shared_flows, "FLOW_MEMORY_LIMIT", 9 * 4 * H * (H + 1))
+    assert find_shared_increments(times(20), walks, H)[0] is not None
+    monkeypatch.setattr(shared_flows, "FLOW_MEMORY_LIMIT", 9 * 4 * H * (H + 1) - 1)
+    shared, reason = find_shared_increments(times(20), walks, H)
+    assert shared is None
+    assert reason == "9 increments are distinct, at most 8 pay"
+
+
+def test_paths_that_stand_still_have_one_increment():
+    shared, _ = find_shared_increments(times(5), np.zeros((10, 5, 2), np.float32), 2)
+    np.testing.assert_allclose(shared.values, [[0.25, 0, 0]])
+    assert not shared.ids.any()
