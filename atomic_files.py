@@ -1,5 +1,6 @@
 """Files that are either whole or not there: every file this repository writes goes through here."""
 
+import errno
 import io
 import os
 import secrets
@@ -45,7 +46,8 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy, atomically and without pickle. Raises: OSError, ValueError."""
     with atomic_write(path) as handle:
-        np.save(handle, array, allow_pickle=False)
+        # Not np.save to the file itself: on a full disk that hides the reason.
+        handle.write(npy_bytes(array))
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -57,6 +59,8 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder has the name of the file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -76,6 +76,11 @@ class LCDEToyConfig(ExperimentConfig):
     def _check_together(self) -> Self:
         if len(set(self.input_dims)) != len(self.input_dims):
             raise ValueError("input_dims: each dimension may be named once")
+        if not 0 < int(self.train_fraction * self.num_paths) < self.num_paths:
+            raise ValueError(
+                f"train_fraction: {self.train_fraction} of num_paths: {self.num_paths} leaves no "
+                "path to train on, or none to validate on"
+            )
         if self.matmul_precision == "tf32" and self.share_flows:
             raise ValueError(
                 "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
@@ -116,7 +121,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is not a plain word", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands here twice", key_node.start_mark
@@ -154,15 +163,20 @@ def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple
         raise ConfigError("\n".join(lines)) from None
 
 
-def parse_setting(words: str) -> tuple[str, Any]:
+def parse_setting(setting: str) -> tuple[str, Any]:
     """Split KEY=VALUE and read the value as YAML. Raises: ConfigError."""
-    key, equals, text = words.partition("=")
+    key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {words}: expected KEY=VALUE")
+        raise ConfigError(f"--set {setting}: expected KEY=VALUE")
+    return key, parse_value(text, f"--set {setting}")
+
+
+def parse_value(text: str, words: str) -> Any:
+    """Read a command line's value as YAML; `words` are what to name. Raises: ConfigError."""
     try:
-        return key, yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {words}: the value is not YAML: {_one_line(error)}") from None
+        raise ConfigError(f"{words}: the value is not YAML: {_one_line(error)}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def run_state(run: Run) -> RunState:
         return RunState(run, Status.CONFLICT, reason)
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
-        config, digests = record["config"], record["files"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        config, digests = dict(record["config"]), dict(record["files"])
+    except (ValueError, KeyError, TypeError):
         return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
     if config != run.config:
         return RunState(

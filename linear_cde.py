@@ -6,6 +6,7 @@ Letters: H hidden width, d path dimension, n points of a path, N paths, omega an
 (here both are (t, X_t): d + 1 channels, channel 0 is time).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -56,11 +57,11 @@ class LinearCDE(eqx.Module):
         control_dim = input_dim + 1
         with jax.threefry_partitionable(False):
             matrix_key, bias_key, A_key, B_key = jr.split(key, 4)
-            self.init_matrix = jr.normal(matrix_key, (hidden_dim, input_dim))
-            self.init_bias = jr.normal(bias_key, (hidden_dim,))
-            field = jr.normal(A_key, (hidden_dim, control_dim, hidden_dim))
-            self.A = field / jnp.sqrt(hidden_dim)
-            self.B = jr.normal(B_key, (hidden_dim, control_dim))
+            self.init_matrix = jr.normal(matrix_key, (hidden_dim, input_dim), jnp.float32)
+            self.init_bias = jr.normal(bias_key, (hidden_dim,), jnp.float32)
+            field = jr.normal(A_key, (hidden_dim, control_dim, hidden_dim), jnp.float32)
+            self.A = field / math.sqrt(hidden_dim)
+            self.B = jr.normal(B_key, (hidden_dim, control_dim), jnp.float32)
 
     def initial_state(self, x0: Float[Array, " d"]) -> Float[Array, " H"]:
         """Z_0 of a path that starts at x0."""
@@ -305,10 +306,10 @@ def select_device(name: str) -> str:
 
     Raises: UnavailableError, when CUDA is asked for and JAX has none.
     """
-    if name != "auto":
-        jax.config.update("jax_platforms", name)
+    if name == "cpu":
+        jax.config.update("jax_platforms", "cpu")
     try:
-        device = jax.devices()[0]
+        device = jax.devices("cuda" if name == "cuda" else None)[0]
     except RuntimeError:
         raise UnavailableError(
             "--device cuda: this JAX finds no CUDA device; install JAX for CUDA with "
@@ -341,9 +342,13 @@ def run_lcde_toy_experiment(
             model_key = run_model_key(config.seed, run.config["run"])
             model = LinearCDE(config.hidden_dim, input_dim, key=model_key)
             details, started = {"solver": f"{config.solver}, {how}"}, time.monotonic()
-            features = obtain_features_from_model(
-                model, dataset.paths, shared, config, solve, run.label
-            )
+            try:
+                features = obtain_features_from_model(
+                    model, dataset.paths, shared, config, solve, run.label
+                )
+            except eqx.EquinoxRuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise FloatingPointError(f"{run.label}: the solver failed: {reason}") from None
             details["features_s"] = round(time.monotonic() - started, 2)
             mse = train_linear(features, dataset.labels, dataset.num_train)
             details["wall_time_s"] = round(time.monotonic() - started, 2)

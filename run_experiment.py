@@ -18,6 +18,7 @@ from experiment_config import (
     LCDEToyConfig,
     load_config,
     parse_setting,
+    parse_value,
 )
 from experiment_plan import plan_lcde_a5, plan_lcde_toy
 from experiment_results import (
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     announce(runs, to_do, results_dir)
     if to_do:
         check_writable(to_do[0].record.parent)
-        load_wing(experiment)(config, to_do, arguments.data_dir.absolute(), arguments.device)
+        run_wing(experiment, config, to_do, arguments.data_dir.absolute(), arguments.device)
     print_next_step(results_dir)
     return 0
 
@@ -165,11 +166,11 @@ def overrides(
             allowed = ", ".join(config_class.flags)
             raise ConfigError(f"{flag} {text}: does not apply to {where}, which takes {allowed}")
         key = config_class.flags[flag]
-        value = parse_setting(f"{key}={text}")[1]
-        add_override(found, key, config_class.one_or_list(key, value), f"{flag} {text}")
-    for words in arguments.set:
-        key, value = parse_setting(words)
-        add_override(found, key, value, f"--set {words}")
+        value = config_class.one_or_list(key, parse_value(text, f"{flag} {text}"))
+        add_override(found, key, value, f"{flag} {text}")
+    for setting in arguments.set:
+        key, value = parse_setting(setting)
+        add_override(found, key, value, f"--set {setting}")
     return found
 
 
@@ -202,16 +203,25 @@ def announce(runs: Sequence[Run], to_do: Sequence[Run], results_dir: Path) -> No
         print(f"{len(to_do)} runs to do, results in {to_do[0].record.parent}", flush=True)
 
 
-def load_wing(experiment: Experiment) -> Callable[..., None]:
-    """Import the wing an experiment lives in. Raises: UnavailableError, naming what to install."""
+def run_wing(
+    experiment: Experiment,
+    config: ExperimentConfig,
+    to_do: Sequence[Run],
+    data_dir: Path,
+    device: str,
+) -> None:
+    """Import the wing an experiment lives in, and run it there.
+
+    Raises: UnavailableError, naming what to install; whatever the experiment raises.
+    """
     try:
         wing = import_module(experiment.wing)
+        getattr(wing, experiment.function)(config, to_do, data_dir, device)
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"{error.name} is not installed; install what this experiment needs with "
             f"pip install -c requirements-lock.txt '.[{experiment.extra}]' in {ROOT}"
         ) from None
-    return getattr(wing, experiment.function)
 
 
 def print_next_step(results_dir: Path) -> None:

@@ -51,7 +51,7 @@ def load_toy_dataset(
 
         write_toy_dataset(folder, input_dim)
     paths, labels = _load_float32(paths_file), _load_float32(labels_file)
-    if paths.ndim != 3 or paths.shape[2] != input_dim or paths.shape[1] < 2:
+    if paths.ndim != 3 or paths.shape[2] != input_dim or len(paths) == 0 or paths.shape[1] < 2:
         raise DataError(f"{paths_file}: shape {paths.shape}, expected (paths, points, {input_dim})")
     if labels.shape != paths.shape[:1]:
         raise DataError(f"{labels_file}: shape {labels.shape}, expected {paths.shape[:1]}")
@@ -70,12 +70,13 @@ def _load_float32(path: Path) -> np.ndarray:
             f"{path}: missing, though its partner is there; delete that to make both again"
         )
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as handle:
+            array = np.lib.format.read_array(handle, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}: not a readable .npy file ({error}); {remedy}") from None
     if array.dtype != np.float32:
         raise DataError(f"{path}: dtype {array.dtype}, expected float32; {remedy}")
-    broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    broken = np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
     if len(broken):
         raise DataError(
             f"{path}: {len(broken)} rows hold NaN or infinity, first {broken[0]}; {remedy}"

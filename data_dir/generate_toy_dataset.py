@@ -27,7 +27,9 @@ def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
     import jax
 
     with jax.default_device(jax.devices("cpu")[0]), jax.threefry_partitionable(False):
-        steps = jax.random.normal(jax.random.PRNGKey(SEED), (num_paths, length, input_dim))
+        steps = jax.random.normal(
+            jax.random.PRNGKey(SEED), (num_paths, length, input_dim), "float32"
+        )
         return np.cumsum(np.rint(np.asarray(steps)), axis=1, dtype=np.float32)
 
 

@@ -36,12 +36,24 @@ def check_fingerprint(data: np.ndarray, labels: np.ndarray, source: str) -> None
             f"the paper's are {shape} and {shape[:1]}"
         )
     _check_walks(data, expected, source)
-    validation = labels[int(fingerprints["train_fraction"] * len(labels)) :].astype(np.float64)
+    _check_labels(labels, expected, fingerprints, source)
+
+
+def _check_labels(labels: np.ndarray, expected: dict, fingerprints: dict, source: str) -> None:
+    labels = labels.astype(np.float64)
+    validation = labels[int(fingerprints["train_fraction"] * len(labels)) :]
     rms = float(np.sqrt(np.mean(validation**2)))
-    if abs(rms / expected["label_rms"] - 1) > fingerprints["label_rms_tolerance"]:
+    if not abs(rms / expected["label_rms"] - 1) < fingerprints["label_rms_tolerance"]:
         raise DataError(
             f"{source}: the labels drifted: RMS of the validation labels is {rms:.8g}, "
             f"the paper's is {expected['label_rms']:.8g} (the paths agree)"
+        )
+    # The RMS sees neither the training labels nor their order and signs; this sum does.
+    projection = float(labels @ np.cos(np.arange(len(labels))))
+    if not abs(projection - expected["label_projection"]) < fingerprints["projection_tolerance"]:
+        raise DataError(
+            f"{source}: the labels drifted: their sum with weights cos(0), cos(1), ... is "
+            f"{projection:.6f}, the paper's is {expected['label_projection']:.6f}"
         )
 
 

@@ -76,13 +76,19 @@ def test_an_error_in_the_block_changes_nothing(tmp_path, error, before):
     assert content(tmp_path) == before
 
 
-def test_a_full_disk_at_the_last_moment_changes_nothing(tmp_path, disk_full_at_sync):
+def write_bytes(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as handle:
+        handle.write(array.tobytes())
+
+
+@pytest.mark.parametrize("write", [write_bytes, save_array])
+def test_a_full_disk_at_the_last_moment_changes_nothing(tmp_path, disk_full_at_sync, write):
     path = tmp_path / "array.npy"
-    save_array(path, np.zeros(3))
+    write(path, np.zeros(3))
     before = content(tmp_path)
     disk_full_at_sync(1)
     with pytest.raises(OSError, match="No space left"):
-        save_array(path, np.ones(3))
+        write(path, np.ones(3))
     assert content(tmp_path) == before
 
 

@@ -63,7 +63,7 @@ def test_the_default_config_is_the_papers_experiment():
         "share_flows": True,
         "matmul_precision": "float32",
         "batch_size": 4000,
-        "flow_batch_size": 25_000,
+        "flow_batch_size": 12_500,
     }
     assert (config.runs, config.input_dims) == (5, [2, 3])
 

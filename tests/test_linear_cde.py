@@ -207,6 +207,17 @@ def test_the_scan_has_order_one_towards_the_equation_its_values_drive(float64, e
     assert slope == pytest.approx(1, abs=0.05)
 
 
+def test_the_euler_solve_is_one_euler_step_for_each_interval(float64, equation, rng):
+    A, B, y0 = equation()
+    omega, xi = (jnp.asarray(rng.normal(size=(11, CONTROLS))) for _ in range(2))
+    expected = np.asarray(y0)
+    for d_omega, d_xi in zip(np.diff(omega, axis=0), np.diff(xi, axis=0), strict=True):
+        field = sum(A[:, c] @ expected * d_omega[c] for c in range(CONTROLS))
+        expected = expected + field + B @ d_xi
+    found = euler_cde_solve(A, B, y0, jnp.linspace(0, 1, 11), omega, xi)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_the_euler_solve_has_order_one_towards_the_linear_cde(float64, equation, rng):
     A, B, y0 = equation()
     directions = rng.normal(size=(2, CONTROLS))

@@ -1,0 +1,344 @@
+"""The toy data are the paper's, their labels are what they claim, and nothing else gets through."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_dir import generate_toy_dataset
+from data_dir.data_errors import DataError
+from data_dir.datasets import load_toy_dataset
+from data_dir.generate_toy_dataset import random_walks, signature_coefficient
+from data_dir.toy_fingerprints import check_fingerprint
+
+SCRIPT = Path(generate_toy_dataset.__file__).resolve()
+
+
+def tensor(*vectors: np.ndarray) -> np.ndarray:
+    """Tensor product of vectors (N, d), path by path."""
+    product = vectors[0]
+    for vector in vectors[1:]:
+        product = product[..., None] * vector.reshape(len(vector), *[1] * (product.ndim - 1), -1)
+    return product
+
+
+def signature_levels(paths: np.ndarray) -> list[np.ndarray]:
+    """Levels 1, 2 and 3 of the signature by Chen's identity, in float64.
+
+    A straight piece v has the signature exp(v) = 1 + v + v⊗v / 2 + v⊗v⊗v / 6 + ...
+    """
+    pieces = np.diff(paths.astype(np.float64), axis=1)
+    first, second, third = (np.zeros(tensor(*[pieces[:, 0]] * k).shape) for k in (1, 2, 3))
+    for i in range(pieces.shape[1]):
+        v = pieces[:, i]
+        third += (
+            second[..., None] * v[:, None, None] + tensor(first, v, v) / 2 + tensor(v, v, v) / 6
+        )
+        second += tensor(first, v) + tensor(v, v) / 2
+        first += v
+    return [first, second, third]
+
+
+def coefficient(paths: np.ndarray) -> np.ndarray:
+    """The coefficient (1, 2) or (1, 2, 3), whichever the dimension has."""
+    input_dim = paths.shape[2]
+    return signature_levels(paths)[input_dim - 1][(slice(None), *range(input_dim))]
+
+
+@pytest.fixture(scope="module")
+def paper_data(jax, tmp_path_factory):
+    """A data folder with the paper's data, made by the script as a user runs it elsewhere."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, SCRIPT, "--output", "toy_data"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def walks_2d(paper_data):
+    return np.load(paper_data / "toy_data" / "data_2.npy")
+
+
+@pytest.fixture(scope="module")
+def labels_2d(paper_data):
+    return np.load(paper_data / "toy_data" / "labels_2.npy")
+
+
+def load(data_dir: Path, input_dim: int = 2, num_paths: int = 20, **options):
+    options = {"train_fraction": 0.8, "paper_data": False} | options
+    return load_toy_dataset(data_dir, input_dim, num_paths=num_paths, **options)
+
+
+# The paper's data
+
+
+@pytest.mark.parametrize(
+    ("input_dim", "label_rms", "distinct"), [(2, 0.11195025, 100), (3, 0.058498096, 685)]
+)
+def test_the_script_makes_the_papers_data(paper_data, input_dim, label_rms, distinct):
+    dataset = load(paper_data, input_dim, num_paths=100_000, paper_data=True)
+    walks = dataset.paths * 51
+    assert dataset.paths.shape == (100_000, 100, input_dim) and dataset.num_train == 80_000
+    assert np.abs(walks - np.rint(walks)).max() < 1e-5
+    steps = np.diff(np.rint(walks).astype(np.int64), axis=1).reshape(-1, input_dim)
+    assert len(np.unique(steps @ 100 ** np.arange(input_dim))) == distinct
+    validation = dataset.labels[80_000:].astype(np.float64)
+    assert np.sqrt(np.mean(validation**2)) == pytest.approx(label_rms, rel=1e-7)
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_labels_are_scaled_signature_coefficients(paper_data, input_dim):
+    dataset = load(paper_data, input_dim, num_paths=100_000)
+    largest = np.argmax(np.abs(dataset.labels))
+    rows = [largest, *range(0, 100_000, 20)]
+    expected = coefficient(dataset.paths[rows])
+    assert np.abs(dataset.labels[largest]) == 1
+    np.testing.assert_allclose(dataset.labels[rows], expected / np.abs(expected[0]), atol=2e-6)
+
+
+def test_the_script_leaves_nothing_but_the_four_files(paper_data):
+    names = {f"{kind}_{d}.npy" for kind in ("data", "labels") for d in (2, 3)}
+    assert {path.name for path in (paper_data / "toy_data").iterdir()} == names
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_walks_do_not_depend_on_what_jax_defaults_to(jax, input_dim):
+    drawn = []
+    for partitionable, x64 in [(False, False), (True, False), (False, True)]:
+        with jax.threefry_partitionable(partitionable), jax.enable_x64(x64):
+            drawn.append(random_walks(input_dim, 50, 20))
+    assert drawn[0].dtype == np.float32 and np.array_equal(drawn[0], np.rint(drawn[0]))
+    assert all(np.array_equal(walks, drawn[0]) for walks in drawn[1:])
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+@pytest.mark.parametrize("length", [2, 3, 17])
+def test_the_label_is_the_iterated_integral_computed_another_way(jax, rng, input_dim, length):
+    paths = rng.normal(size=(30, length, input_dim)).astype(np.float32)
+    found = signature_coefficient(paths)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, coefficient(paths), rtol=1e-4, atol=1e-4)
+
+
+def test_the_label_ignores_where_a_path_starts(jax, rng):
+    paths = rng.normal(size=(30, 10, 3)).astype(np.float32)
+    shifted = paths + np.float32(8)
+    np.testing.assert_allclose(
+        signature_coefficient(shifted), signature_coefficient(paths), atol=1e-4
+    )
+
+
+# What is refused as not the paper's
+
+
+def altered_paths() -> dict:
+    def one_step(walks):
+        walks[5, 50, 0] += np.float32(1 / 51)
+
+    def last_bit(walks):
+        walks[7, 30] = np.nextafter(walks[7, 30], np.float32(2))
+
+    def another_order(walks):
+        walks[[3, 4]] = walks[[4, 3]]
+
+    def not_scaled(walks):
+        walks *= 51
+
+    def rescaled(walks):
+        walks *= np.float32(0.5)
+
+    def zero(walks):
+        walks[:] = 0
+
+    return {f.__name__: f for f in (one_step, last_bit, another_order, not_scaled, rescaled, zero)}
+
+
+@pytest.mark.parametrize("alter", altered_paths().values(), ids=altered_paths())
+def test_altered_paths_are_refused(walks_2d, labels_2d, alter):
+    walks = walks_2d.copy()
+    alter(walks)
+    with pytest.raises(DataError, match="the file: the walks drifted: their "):
+        check_fingerprint(walks, labels_2d, "the file")
+
+
+@pytest.mark.parametrize("row", [0, 99_999])
+def test_an_altered_label_is_refused(walks_2d, labels_2d, row):
+    labels = labels_2d.copy()
+    labels[row] = -0.5
+    with pytest.raises(DataError, match="the file: the labels drifted"):
+        check_fingerprint(walks_2d, labels, "the file")
+
+
+@pytest.mark.parametrize("change", [lambda x: x * np.float32(1.001), np.negative, np.roll])
+def test_altered_labels_are_refused(walks_2d, labels_2d, change):
+    changed = change(labels_2d, 1) if change is np.roll else change(labels_2d)
+    with pytest.raises(DataError, match="the file: the labels drifted"):
+        check_fingerprint(walks_2d, changed, "the file")
+
+
+@pytest.mark.parametrize("change", [lambda x, y: (x[:99], y[:99]), lambda x, y: (x, y[:-1])])
+def test_wrong_shapes_are_refused(walks_2d, labels_2d, change):
+    with pytest.raises(DataError, match=r"the file: shapes .* the paper's are"):
+        check_fingerprint(*change(walks_2d, labels_2d), "the file")
+
+
+def test_walks_of_the_partitionable_layout_are_refused_with_the_reason(jax, labels_2d):
+    with jax.threefry_partitionable(True):
+        steps = jax.random.normal(jax.random.PRNGKey(1234), (100_000, 100, 2))
+    walks = np.cumsum(np.rint(np.asarray(steps)), axis=1, dtype=np.float32)
+    with pytest.raises(DataError, match="is 48, the paper's is 51; 48 comes from JAX's partition"):
+        check_fingerprint(walks / np.abs(walks).max(), labels_2d, "the file")
+
+
+def test_drifted_data_replace_nothing(tmp_path, monkeypatch, capsys):
+    def drifted(input_dim: int, num_paths: int, length: int) -> np.ndarray:
+        return np.ones((num_paths, length, input_dim), np.float32)
+
+    monkeypatch.setattr(generate_toy_dataset, "random_walks", drifted)
+    monkeypatch.setattr(generate_toy_dataset, "signature_coefficient", lambda x: x[:, 0, 0])
+    (tmp_path / "data_2.npy").write_bytes(b"old")
+    assert generate_toy_dataset.main(["--output", str(tmp_path)]) == 1
+    assert "toy data, d = 2, as generated: the walks drifted" in capsys.readouterr().err
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("data_2.npy", b"old")]
+
+
+# Files
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_the_first_paths_are_loaded_and_split_in_order(tmp_path, rng, write_toy_files, input_dim):
+    paths = rng.normal(size=(50, 7, input_dim)).astype(np.float32)
+    labels = rng.normal(size=50).astype(np.float32)
+    write_toy_files(tmp_path, paths, labels)
+    dataset = load(tmp_path, input_dim, num_paths=30)
+    assert np.array_equal(dataset.paths, paths[:30])
+    assert np.array_equal(dataset.labels, labels[:30])
+    assert dataset.num_train == 24
+
+
+def spoilt_files() -> dict:
+    """Each spoils one file of 30 paths of 7 points; with the words of the error."""
+
+    def truncated(data, labels):
+        data.write_bytes(data.read_bytes()[:-10])
+
+    def truncated_header(data, labels):
+        labels.write_bytes(labels.read_bytes()[:20])
+
+    def empty_file(data, labels):
+        data.write_bytes(b"")
+
+    def text(data, labels):
+        labels.write_text("0.1, 0.2")
+
+    def objects(data, labels):
+        np.save(labels, np.array([{}] * 30), allow_pickle=True)
+
+    def archive(data, labels):
+        with labels.open("wb") as handle:
+            np.savez(handle, np.zeros(30, np.float32))
+
+    def float64(data, labels):
+        np.save(labels, np.zeros(30))
+
+    def one_nan(data, labels):
+        paths = np.load(data)
+        paths[3, 2, 1] = np.nan
+        np.save(data, paths)
+
+    def infinite(data, labels):
+        np.save(labels, np.full(30, np.inf, np.float32))
+
+    def no_data(data, labels):
+        data.unlink()
+
+    def no_labels(data, labels):
+        labels.unlink()
+
+    def other_dimension(data, labels):
+        np.save(data, np.zeros((30, 7, 3), np.float32))
+
+    def one_point(data, labels):
+        np.save(data, np.zeros((30, 1, 2), np.float32))
+
+    def flat(data, labels):
+        np.save(data, np.zeros((30, 7), np.float32))
+
+    def number(data, labels):
+        np.save(data, np.float32(1))
+
+    def no_paths(data, labels):
+        np.save(data, np.zeros((0, 7, 2), np.float32))
+
+    def fewer_labels(data, labels):
+        np.save(labels, np.zeros(29, np.float32))
+
+    def fewer_paths(data, labels):
+        np.save(data, np.zeros((19, 7, 2), np.float32))
+        np.save(labels, np.zeros(19, np.float32))
+
+    return {
+        truncated: "data_2.npy: not a readable .npy file",
+        truncated_header: "labels_2.npy: not a readable .npy file",
+        empty_file: "data_2.npy: not a readable .npy file",
+        text: "labels_2.npy: not a readable .npy file",
+        objects: "labels_2.npy: not a readable .npy file",
+        archive: "labels_2.npy: not a readable .npy file",
+        float64: "labels_2.npy: dtype float64, expected float32",
+        one_nan: "data_2.npy: 1 rows hold NaN or infinity, first 3",
+        infinite: "labels_2.npy: 30 rows hold NaN or infinity, first 0",
+        no_data: "data_2.npy: missing, though its partner is there",
+        no_labels: "labels_2.npy: missing, though its partner is there",
+        other_dimension: "data_2.npy: shape (30, 7, 3), expected (paths, points, 2)",
+        one_point: "data_2.npy: shape (30, 1, 2), expected (paths, points, 2)",
+        flat: "data_2.npy: shape (30, 7), expected (paths, points, 2)",
+        number: "data_2.npy: shape (), expected (paths, points, 2)",
+        no_paths: "data_2.npy: shape (0, 7, 2), expected (paths, points, 2)",
+        fewer_labels: "labels_2.npy: shape (29,), expected (30,)",
+        fewer_paths: "data_2.npy: 19 paths, num_paths asks for 20",
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), spoilt_files().items(), ids=[f.__name__ for f in spoilt_files()]
+)
+def test_a_spoilt_file_is_named_and_left_alone(tmp_path, write_toy_files, spoil, words):
+    files = write_toy_files(tmp_path, np.zeros((30, 7, 2), np.float32), np.zeros(30, np.float32))
+    spoil(*files)
+    before = {path: path.read_bytes() for path in files[0].parent.iterdir()}
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'toy_data'}/{words}")
+    assert {path: path.read_bytes() for path in files[0].parent.iterdir()} == before
+
+
+def test_other_data_are_refused_where_the_papers_are_asked_for(tmp_path, write_toy_files):
+    write_toy_files(tmp_path, np.zeros((30, 7, 2), np.float32), np.zeros(30, np.float32))
+    with pytest.raises(DataError, match="the paper's are"):
+        load(tmp_path, paper_data=True)
+
+
+def test_missing_data_are_made_and_announced(tmp_path, monkeypatch, write_toy_files):
+    def write(folder: Path, input_dim: int) -> None:
+        paths = np.zeros((30, 7, input_dim), np.float32)
+        write_toy_files(folder.parent, paths, np.zeros(30, np.float32))
+
+    monkeypatch.setattr(generate_toy_dataset, "write_toy_dataset", write)
+    lines = []
+    assert load(tmp_path, 3, announce=lines.append).paths.shape == (20, 7, 3)
+    assert len(lines) == 1 and "making the 3D toy data" in lines[0]
+
+
+def test_a_file_in_the_way_of_the_folder_is_an_error_without_a_traceback(
+    tmp_path, monkeypatch, capsys
+):
+    made = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    monkeypatch.setattr(generate_toy_dataset, "make_toy_dataset", lambda input_dim: made)
+    (tmp_path / "file").touch()
+    assert generate_toy_dataset.main(["--output", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
