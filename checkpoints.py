@@ -79,7 +79,7 @@ class Checkpoints:
                 difference = config_difference(record["config"], self.config)
                 raise ResultsError(
                     f"the checkpoints in {self.folder} have {difference}; use another "
-                    "--results-dir, or --overwrite to drop them"
+                    "--results-dir, or remove that folder to start over"
                 )
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return Checkpoint([arrays[name] for name in arrays.files], record["state"])
