@@ -36,6 +36,8 @@ from shared_flows import Flows, states_in_order
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 DATA_FOLDER = "illusion"
+# What a run draws with NumPy, after seed and length. Never 0: NumPy pads short seeds with zeros.
+SPLIT, ORDER, SHORT_ORDER = 1, 2, 3
 
 
 class A5LinearCDE(eqx.Module):
@@ -382,13 +384,13 @@ def train_length(config: LCDEA5Config, run: Run, folder: Path, origin: Mapping[s
     """One run: data, model, training, the result with its record. Returns the outcome."""
     length, symbols = run.config["length"], group(config.group)
     source = {"seed": config.data_seed, "samples": config.samples}
-    rng = np.random.default_rng([config.seed, length])
+    rng = np.random.default_rng([config.seed, length, SPLIT])
     rows = load_word_problem(folder, symbols, length, **source)
     train, validation = (Batch(*part) for part in split(*rows, config.train_fraction, rng))
-    orders = [DataOrder(train, config.batch_size, (config.seed, length, 0))]
+    orders = [DataOrder(train, config.batch_size, (config.seed, length, ORDER))]
     if config.short_batch_size:
         pairs = Batch(*load_word_problem(folder, symbols, 2, **source))
-        orders.append(DataOrder(pairs, config.short_batch_size, (config.seed, length, 1)))
+        orders.append(DataOrder(pairs, config.short_batch_size, (config.seed, length, SHORT_ORDER)))
     model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed), length))
     model = A5LinearCDE(symbols.order, config.hidden_dim, key=model_key)
     checkpoints = Checkpoints(checkpoint_folder(run), run.config)
