@@ -174,7 +174,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 def parse_value(text: str, words: str) -> Any:
     """Read a command line's value as YAML; `words` are what to name. Raises: ConfigError."""
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{words}: the value is not YAML: {_one_line(error)}") from None
 
@@ -188,7 +188,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
-        values = yaml.load(text, _Loader)
+        values = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
-from data_dir.datasets import load_toy_dataset
+from data_dir.datasets import ToyDataset, load_toy_dataset
 from experiment_config import LCDEToyConfig
 from experiment_results import Run, UnavailableError, provenance, save_run
 from progress import progress_bar
@@ -328,6 +328,7 @@ def run_lcde_toy_experiment(
     """
     origin = provenance(PACKAGES, select_device(device))
     solve = solver_from_config(config)
+    summary = []
     for input_dim in sorted({run.config["input_dim"] for run in runs}):
         dataset = load_toy_dataset(
             data_dir,
@@ -338,22 +339,42 @@ def run_lcde_toy_experiment(
         )
         shared, how = choose_sharing(config, dataset.paths)
         print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
-        for run in (run for run in runs if run.config["input_dim"] == input_dim):
-            model_key = run_model_key(config.seed, run.config["run"])
-            model = LinearCDE(config.hidden_dim, input_dim, key=model_key)
-            details, started = {"solver": f"{config.solver}, {how}"}, time.monotonic()
-            try:
-                features = obtain_features_from_model(
-                    model, dataset.paths, shared, config, solve, run.label
-                )
-            except eqx.EquinoxRuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise FloatingPointError(f"{run.label}: the solver failed: {reason}") from None
-            details["features_s"] = round(time.monotonic() - started, 2)
-            mse = train_linear(features, dataset.labels, dataset.num_train)
-            details["wall_time_s"] = round(time.monotonic() - started, 2)
-            save_run(run, [np.asarray(mse)], {"mse": mse, **details}, origin)
-            print(f"{run.label}: MSE {mse:.6e} in {details['wall_time_s']:.1f} s", flush=True)
+        errors = []
+        for run in runs:
+            if run.config["input_dim"] == input_dim:
+                mse, details = _run_model(config, run, dataset, shared, solve)
+                details["solver"] = f"{config.solver}, {how}"
+                save_run(run, [np.asarray(mse)], {"mse": mse, **details}, origin)
+                print(f"{run.label}: MSE {mse:.6e} in {details['wall_time_s']:.1f} s", flush=True)
+                errors.append(mse)
+        spread = f"mean {np.mean(errors):.4e}, least {min(errors):.4e}, greatest {max(errors):.4e}"
+        summary.append(f"{input_dim}D: validation MSE over {len(errors)} runs: {spread}")
+    print("\n".join(summary))
+
+
+def _run_model(
+    config: LCDEToyConfig,
+    run: Run,
+    dataset: ToyDataset,
+    shared: SharedIncrements | None,
+    solve: Solver,
+) -> tuple[float, dict[str, object]]:
+    started = time.monotonic()
+    model_key = run_model_key(config.seed, run.config["run"])
+    model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=model_key)
+    try:
+        features = obtain_features_from_model(
+            model, dataset.paths, shared, config, solve, run.label
+        )
+    except eqx.EquinoxRuntimeError:
+        raise FloatingPointError(
+            f"{run.label}: the solver failed: within diffrax's 4096 steps it found no solution "
+            f"that meets rtol {config.rtol} and atol {config.atol}"
+        ) from None
+    features_s = time.monotonic() - started
+    mse = train_linear(features, dataset.labels, dataset.num_train)
+    wall_time_s = time.monotonic() - started
+    return mse, {"features_s": round(features_s, 2), "wall_time_s": round(wall_time_s, 2)}
 
 
 def choose_sharing(

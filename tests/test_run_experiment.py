@@ -327,6 +327,22 @@ def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on(jax, command, r
     assert len(after) == 2 * (done + 1) and before.items() <= after.items()
 
 
+def test_ctrl_c_counts_also_where_jax_turns_it_into_another_error(
+    jax, command, monkeypatch, capsys
+):
+    def interrupted_in_a_callback(*_) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("Equality of global cache key led to an exception") from None
+
+    monkeypatch.setattr("linear_cde.run_lcde_toy_experiment", interrupted_in_a_callback)
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(command()) == 130
+    assert capsys.readouterr().err.startswith("error: stopped; finished runs are kept")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 # What each part needs
 
 
