@@ -200,7 +200,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _describe(error: Any, sources: Mapping[str, str], path: Path, config_class: type) -> str:
     if not error["loc"]:
-        return f"{path}: {error['ctx']['error']}"
+        return f"{', '.join([str(path), *sources.values()])}: {error['ctx']['error']}"
     key = str(error["loc"][0])
     where = sources.get(key, str(path))
     if error["type"] == "extra_forbidden":

@@ -128,15 +128,17 @@ def save_run(
     digests = {path.name: _sha256(data) for path, data in contents.items()}
     record = {"config": run.config, "files": digests, **details, "provenance": provenance}
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    # The record's name changes first: a crash right then leaves a run that counts as missing.
+    # The record's name changes first: a crash right then leaves a new run that counts as missing.
     write_together({run.record: text.encode(), **contents})
 
 
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
     """How results are being made: commit, versions, hardware and the time now (UTC)."""
+    commit = _git("rev-parse", "HEAD")
+    changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit or None,
+        "dirty": changed if commit else None,
         "packages": package_versions(packages),
         "device": device,
         "machine": describe_machine(),

@@ -1,11 +1,15 @@
 """The one door: read the command line and a config, see what is done already, run the rest."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import Any
 
 from data_dir.data_errors import DataError
@@ -79,14 +83,33 @@ EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    with noticed_interrupt() as interrupted:
+        try:
+            return run(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupted.is_set():
+                return fail("stopped; finished runs are kept, the same command goes on", code=130)
+            if isinstance(error, ConfigError | ResultsError | UnavailableError):
+                return fail(str(error), code=2)
+            if isinstance(error, DataError | OSError | FloatingPointError):
+                return fail(f"{error}\nruns finished before this are kept")
+            raise
+
+
+@contextmanager
+def noticed_interrupt() -> Iterator[Event]:
+    """An event that Ctrl-C sets: JAX may turn the KeyboardInterrupt itself into another error."""
+    interrupted = Event()
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, notice)
     try:
-        return run(arguments)
-    except (ConfigError, ResultsError, UnavailableError) as error:
-        return fail(str(error), code=2)
-    except (DataError, OSError, FloatingPointError) as error:
-        return fail(f"{error}\nruns finished before this are kept")
-    except KeyboardInterrupt:
-        return fail("stopped; finished runs are kept, the same command goes on", code=130)
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -221,7 +244,7 @@ def run_wing(
         getattr(wing, experiment.function)(config, to_do, data_dir, device)
     except ModuleNotFoundError as error:
         raise UnavailableError(
-            f"{error.name} is not installed; install what this experiment needs with "
+            f"{error.name or error} is not installed; install what this experiment needs with "
             f"pip install -c requirements-lock.txt '.[{experiment.extra}]' in {ROOT}"
         ) from None
 
