@@ -24,6 +24,9 @@ from checkpoints import Checkpoints
 from data_dir.finite_groups import group
 from experiment_config import CONFIG_FOLDER, LCDEA5Config, load_config
 from linear_cde_a5 import (
+    ORDER,
+    SHORT_ORDER,
+    SPLIT,
     A5LinearCDE,
     Batch,
     DataOrder,
@@ -169,6 +172,13 @@ def test_data_order_visits_every_row_once_an_epoch_and_needs_no_past():
     assert not np.array_equal(
         np.concatenate([order.batch(step).tokens for step in range(5, 10)]), epoch
     )
+
+
+def test_split_and_orders_draw_from_streams_of_their_own():
+    # NumPy pads short seeds with zeros, so a tag of 0 would repeat the stream without a tag.
+    seeds = [[], [SPLIT], [ORDER, 0], [SHORT_ORDER, 0]]
+    draws = {np.random.default_rng([2345, 5, *seed]).random() for seed in seeds}
+    assert len(draws) == len(seeds)
 
 
 def test_a_run_that_diverges_says_so(tmp_path):
