@@ -24,15 +24,17 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from threadpoolctl import threadpool_limits
 
+from allocator import keep_freed_memory
 from checkpoints import Checkpoints, checkpoint_folder
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.finite_groups import group
 from experiment_config import LCDEA5Config
 from experiment_results import Run, provenance, save_run
-from linear_cde import LinearCDE, control_path, scan_cde_solve, select_device
+from linear_cde import control_path, scan_cde_solve, select_device
 from machine import available_cores
 from progress import progress_bar
 from shared_flows import Flows, states_in_order
+from token_cde import TokenCDE
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 DATA_FOLDER = "illusion"
@@ -48,7 +50,7 @@ class A5LinearCDE(eqx.Module):
     """
 
     embedding: Float[Array, "V E"]
-    cde: LinearCDE
+    cde: TokenCDE
     mix: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
     out: eqx.nn.Linear
@@ -57,7 +59,7 @@ class A5LinearCDE(eqx.Module):
         """Draw the parameters for `vocabulary` tokens."""
         embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
         self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim))
-        self.cde = LinearCDE(hidden_dim, hidden_dim, key=cde_key)
+        self.cde = TokenCDE(hidden_dim, hidden_dim, key=cde_key)
         self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
         self.norm = eqx.nn.LayerNorm(hidden_dim)
         self.out = eqx.nn.Linear(hidden_dim, vocabulary, key=out_key)
@@ -89,38 +91,20 @@ def drop(x: Float[Array, "..."], rate: float, key: PRNGKeyArray) -> Float[Array,
 def states_by_scan(model: A5LinearCDE, tokens: UInt8[Array, "B L"]) -> Float[Array, "B L H"]:
     """The CDE's states at every position, as the equation says: the Euler scan of each sequence."""
     times = jnp.linspace(0, 1, tokens.shape[1])
+    A, B = model.cde.matrices()
 
     def one(sequence):
-        control = control_path(times, model.embedding[sequence])
-        start = model.cde.initial_state(control[0, 1:])
-        return scan_cde_solve(model.cde.A, model.cde.B, start, control, control)
+        path = model.embedding[sequence]
+        start = jnp.matmul(model.cde.init_matrix, path[0], precision="highest")
+        control = control_path(times, path)
+        return scan_cde_solve(A, B, start + model.cde.init_bias, control, control)
 
     return jax.vmap(one)(tokens)
 
 
 def states_by_token(model: A5LinearCDE, tokens: UInt8[Array, "B L"]) -> Float[Array, "B L H"]:
-    """The same states, with A contracted once for each token (or place, if those are fewer)."""
-    cde, (num_sequences, length) = model.cde, tokens.shape
-    places = num_sequences * (length - 1)
-    if places < len(model.embedding):
-        values = model.embedding[tokens[:, 1:].reshape(-1)]
-        rows = jnp.arange(places).reshape(num_sequences, length - 1)
-    else:
-        values, rows = model.embedding, tokens[:, 1:]
-    fields = jnp.einsum("hej,ve->vhj", cde.A[:, 1:], values, precision="highest")
-    drifts = values @ cde.B[:, 1:].T
-
-    def step(y, inputs):
-        t, row = inputs
-        moved = jnp.einsum("bhj,bj->bh", fields[row], y, precision="highest") + drifts[row]
-        moved = moved + t * (y @ cde.A[:, 0].T + cde.B[:, 0])
-        y = y + moved / length
-        return y, y
-
-    start = model.embedding[tokens[:, 0]] @ cde.init_matrix.T + cde.init_bias
-    times = jnp.linspace(0, 1, length)
-    _, states = jax.lax.scan(step, start, (times[1:], rows.T))
-    return jnp.concatenate([start[None], states]).swapaxes(0, 1)
+    """The same states, with A contracted once for each token (see `token_cde`)."""
+    return model.cde.states(model.embedding, tokens)
 
 
 StatesForm = Callable[[A5LinearCDE, UInt8[Array, "B L"]], Float[Array, "B L H"]]
@@ -199,10 +183,10 @@ def evaluate(model: A5LinearCDE, data: Batch, batch_size: int) -> float:
 def token_flows(model: A5LinearCDE, length: int) -> Callable[[int], Flows]:
     """The Euler step of each token as an affine map, by step; model: with NumPy arrays."""
     cde, times = model.cde, np.linspace(0, 1, length, dtype=np.float32)
-    fields = np.tensordot(model.embedding, cde.A[:, 1:], axes=(1, 1))
+    fields = np.tensordot(model.embedding, cde.A, axes=(1, 2))
     by_token = np.ascontiguousarray(fields.swapaxes(1, 2)) / np.float32(length)
-    drifts = model.embedding @ cde.B[:, 1:].T / np.float32(length)
-    by_time, time_drift = cde.A[:, 0].T / np.float32(length), cde.B[:, 0] / np.float32(length)
+    drifts = model.embedding @ cde.B.T / np.float32(length)
+    by_time, time_drift = cde.A_time.T / np.float32(length), cde.B_time / np.float32(length)
 
     def flows_at(step: int) -> Flows:
         t = times[step + 1]
@@ -369,6 +353,7 @@ def run_lcde_A5_experiment(  # noqa: N802
     others go on. Raises: UnavailableError, DataError, OSError, and, when all is done,
     FloatingPointError that names the runs that diverged.
     """
+    keep_freed_memory()
     origin = provenance(PACKAGES, select_device(device))
     outcomes = {
         run.label: train_length(config, run, data_dir / DATA_FOLDER, origin) for run in runs

@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 from experiment_config import CONFIG_FOLDER, LCDEToyConfig, load_config
 
 # From here on these modules check every annotated shape and dtype when a function is called.
-install_import_hook(["linear_cde", "shared_flows", "data_dir.datasets"], "beartype.beartype")
+install_import_hook(
+    ["linear_cde", "shared_flows", "token_cde", "data_dir.datasets"], "beartype.beartype"
+)
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

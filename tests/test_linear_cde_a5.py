@@ -61,6 +61,10 @@ def sequences(count, length, seed=0):
     return Batch(tokens, A5.running_products(tokens))
 
 
+def on_device(batch):
+    return Batch(*map(jnp.asarray, batch))
+
+
 def small_model(hidden_dim=16, seed=0):
     return A5LinearCDE(A5.order, hidden_dim, key=jr.key(seed))
 
@@ -72,7 +76,7 @@ def relative_error(found, expected):
 # 4 places are fewer than the tokens, 180 are more: the two ways of sharing the contraction.
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10), (4, 2)])
 def test_states_by_token_equal_the_scan(count, length):
-    model, tokens = small_model(), sequences(count, length).tokens
+    model, tokens = small_model(), jnp.asarray(sequences(count, length).tokens)
     expected = states_by_scan(model, tokens)
     assert expected.shape == (count, length, 16)
     assert relative_error(states_by_token(model, tokens), expected) < FLOAT32_SUMS
@@ -80,7 +84,7 @@ def test_states_by_token_equal_the_scan(count, length):
 
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10)])
 def test_gradients_by_token_equal_those_of_the_scan(count, length):
-    model, batch = small_model(), sequences(count, length)
+    model, batch = small_model(), on_device(sequences(count, length))
     gradient = eqx.filter_jit(eqx.filter_grad(mean_cross_entropy))
     found, expected = (
         gradient(model, *batch, 0.1, jr.key(3), form) for form in (states_by_token, states_by_scan)
@@ -92,10 +96,11 @@ def test_gradients_by_token_equal_those_of_the_scan(count, length):
 def test_scan_is_the_papers_recurrence_on_path_values():
     model, tokens = small_model(), sequences(1, 6).tokens
     cde, x = model.cde, np.asarray(model.embedding, dtype=np.float64)[tokens[0]]
+    A, B = cde.matrices()
     y = np.asarray(cde.init_matrix) @ x[0] + np.asarray(cde.init_bias)
     for i in range(1, 6):
         control = np.concatenate([[i / 5], x[i]])
-        y = y + (np.einsum("hij,j,i->h", cde.A, y, control) + cde.B @ control) / 6
+        y = y + (np.einsum("hij,j,i->h", A, y, control) + B @ control) / 6
     assert relative_error(states_by_scan(model, tokens)[0, -1], y) < FLOAT32_SUMS
 
 
@@ -113,9 +118,8 @@ def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
 
 
 def test_no_output_sees_the_future():
-    model, tokens = small_model(), sequences(3, 8).tokens
-    changed = tokens.copy()
-    changed[:, 5:] = (changed[:, 5:] + 1) % A5.order
+    model, tokens = small_model(), jnp.asarray(sequences(3, 8).tokens)
+    changed = tokens.at[:, 5:].set((tokens[:, 5:] + 1) % A5.order)
     before, after = states_by_token(model, tokens), states_by_token(model, changed)
     assert np.array_equal(before[:, :5], after[:, :5])
     assert not np.array_equal(before[:, 5:], after[:, 5:])
@@ -138,7 +142,7 @@ def test_dropout_zeroes_its_share_and_rescales_the_rest():
 
 def test_loss_is_finite_for_logits_that_overflow_an_exponential():
     model = eqx.tree_at(lambda m: m.out.weight, small_model(), replace_fn=lambda w: 1e4 * w)
-    assert np.isfinite(mean_cross_entropy(model, *sequences(4, 5), 0.0, jr.key(0)))
+    assert np.isfinite(mean_cross_entropy(model, *on_device(sequences(4, 5)), 0.0, jr.key(0)))
 
 
 def test_a_step_is_one_adamw_update_for_each_batch_in_order():
@@ -148,7 +152,7 @@ def test_a_step_is_one_adamw_update_for_each_batch_in_order():
     model = small_model()
     expected, moments = model, optimizer.init(eqx.filter(model, eqx.is_array))
     for batch, batch_key in zip(batches, jr.split(key, 2), strict=True):
-        gradients = gradient(expected, *batch, 0.1, batch_key)
+        gradients = gradient(expected, *on_device(batch), 0.1, batch_key)
         updates, moments = optimizer.update(gradients, moments, expected)
         expected = eqx.apply_updates(expected, updates)
     start = TrainState(small_model(), optimizer.init(eqx.filter(small_model(), eqx.is_array)))
