@@ -4,10 +4,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -16,31 +14,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import compare_figure_2
+from comparison import (
+    AGREES,
+    BETTER,
+    DISAGREES,
+    NOT_COMPARABLE,
+    NOT_RUN,
+    PARTIAL,
+    VERDICT_STYLES,
+    WORSE,
+    Row,
+    defects,
+)
 from result_files import (
+    LINEAR_CDE,
     PUBLISHED_RESULTS,
     REPO_ROOT,
     ToyResults,
     configuration_label,
     departures,
+    load_a5_results,
     load_toy_results,
     parse_toy_curve_name,
     parse_toy_lcde_name,
 )
-
-AGREES = "agrees"
-BETTER = "better outside the band"
-WORSE = "worse outside the band"
-PARTIAL = "partial"
-NOT_RUN = "not run"
-NOT_COMPARABLE = "not comparable"
-VERDICT_STYLES = {
-    AGREES: "green",
-    BETTER: "cyan",
-    WORSE: "bold red",
-    PARTIAL: "yellow",
-    NOT_COMPARABLE: "yellow",
-    NOT_RUN: "dim",
-}
 
 MSE_TOLERANCE = 0.05
 BAND_WIDENING = 0.25
@@ -48,20 +46,21 @@ ZERO_TOLERANCE = 0.02
 TIME_INVARIANT = ("S4", "S5")  # without a nonlinearity these cannot do better than predicting zero
 MEAN = "mean"
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
-LINEAR_CDE = "Linear CDE"
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
 IDENTITY = ("model", "depth", "nonlinear", "input_dim")
 
 RULES = [
-    f"Linear CDE: the MSE of a run against the same run of the paper's, and the mean over our runs "
-    f"against the paper's mean over the same runs; within {MSE_TOLERANCE:.0%} agrees.",
-    f"Sequence models: the RMSE at the last published step; from {1 - BAND_WIDENING:g} times the "
-    f"paper's least run to {1 + BAND_WIDENING:g} times its greatest agrees. S4 and S5 without a "
-    f"nonlinearity learn nothing: within {ZERO_TOLERANCE:.0%} of predicting zero agrees. The mean "
-    "is taken over the runs that got furthest.",
+    "Figure 1, Linear CDE: the MSE of a run against the same run of the paper's, and the mean over "
+    f"our runs against the paper's mean over the same runs; within {MSE_TOLERANCE:.0%} agrees.",
+    "Figure 1, sequence models: the RMSE at the last published step; from "
+    f"{1 - BAND_WIDENING:g} times the paper's least run to {1 + BAND_WIDENING:g} times its "
+    "greatest agrees. S4 and S5 without a nonlinearity learn nothing: within "
+    f"{ZERO_TOLERANCE:.0%} of predicting zero agrees. The mean is taken over the runs that got "
+    "furthest.",
     "Lower is 'better outside the band', higher is 'worse outside the band'. 'partial': training "
     "stopped early, so the step is the last published one it recorded. 'not comparable': the "
     "settings are not the paper's.",
+    compare_figure_2.RULE,
 ]
 PRECISION_FOOTNOTE = (
     "Precision: in float32 the 2D MSE is expected at 0.55 to 0.85 of the paper's, because the "
@@ -71,38 +70,13 @@ PRECISION_FOOTNOTE = (
 DESCRIPTION = """Print the paper's numbers, ours, and whether they agree.
 
 Exit code: 0 whatever the verdicts; with --strict, 1 if any verdict is 'worse outside the band' or
-any result file is unusable ('better outside the band' does not fail); 2 for bad arguments."""
+'disagrees' or any result file is unusable ('better outside the band' does not fail); 2 for bad
+arguments."""
 EXAMPLES = """examples:
   python compare_to_paper.py
   python compare_to_paper.py --results-dir results/tf32 --format markdown
   python compare_to_paper.py --format json --strict
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of the paper beside ours; None where there is none.
-
-    `run` is a run's number or 'mean'. `low` and `high` are the limits of 'agrees'.
-    """
-
-    figure: int
-    model: str
-    depth: int | None
-    nonlinear: bool | None
-    input_dim: int | None
-    length: int | None
-    run: int | str
-    quantity: str
-    step: int | None = None
-    ours: float | None = None
-    paper: float | None = None
-    relative_difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    verdict: str = NOT_RUN
-    precision: str | None = None
-    note: str = ""
 
 
 def compare_figure_1(results: ToyResults, published: dict) -> list[Row]:
@@ -118,18 +92,18 @@ def compare_figure_1(results: ToyResults, published: dict) -> list[Row]:
 def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> list[Row]:
     paper = dict(enumerate(published["mse"][input_dim]))
     scores = {score.run: score for score in results.scores if score.input_dim == input_dim}
-    defects = _defects(results, parse_toy_lcde_name)
+    unusable = defects(results.problems, parse_toy_lcde_name)
     rows = []
     for run in sorted(paper.keys() | scores.keys()):
         row = Row(1, LINEAR_CDE, None, None, input_dim, None, run, "MSE", paper=paper.get(run))
         if run not in scores:
-            rows.append(replace(row, note=defects.get((input_dim, run), "")))
+            rows.append(replace(row, note=unusable.get((input_dim, run), "")))
             continue
         config = scores[run].config
         row = replace(row, ours=scores[run].mse, precision=config.get("matmul_precision"))
         differences = departures(config, published["settings"])
-        if (input_dim, run) in defects:  # the number is sound, so the fault is in its record
-            differences.append(defects[input_dim, run])
+        if (input_dim, run) in unusable:  # the number is sound, so the fault is in its record
+            differences.append(unusable[input_dim, run])
         if run not in paper:
             differences.append("the paper has no such run")
         if differences:
@@ -183,7 +157,7 @@ def _sequence_model_mean(
 ) -> Row:
     notes = [
         f"run {key.run} unusable: {reason}"
-        for (_, key), reason in _defects(results, parse_toy_curve_name).items()
+        for (_, key), reason in defects(results.problems, parse_toy_curve_name).items()
         if all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
     ]
     comparable = [row for row in rows if row.verdict != NOT_COMPARABLE]
@@ -263,21 +237,16 @@ def _verdict_without_runs(rows: list[Row]) -> str:
     return NOT_COMPARABLE if any(row.verdict == NOT_COMPARABLE for row in rows) else NOT_RUN
 
 
-def _defects(results: ToyResults, parse: Callable[[str], Any]) -> dict[Any, str]:
-    """Why files were unusable, by what `parse` reads in their names."""
-    parsed = [(parse(p.path.with_suffix(".npy").name), p.reason) for p in results.problems]
-    return {identity: reason for identity, reason in parsed if identity is not None}
-
-
 def as_json(rows: list[Row]) -> str:
     """A list of objects, one a row."""
     return json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
 
 
 def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, headings and cells of the two tables that text and markdown share."""
-    linear_cde = [row for row in rows if row.model == LINEAR_CDE]
-    others = [row for row in rows if row.model != LINEAR_CDE]
+    """Title, headings and cells of the tables that text and markdown share."""
+    figure_1 = [row for row in rows if row.figure == 1]
+    linear_cde = [row for row in figure_1 if row.model == LINEAR_CDE]
+    others = [row for row in figure_1 if row.model != LINEAR_CDE]
     common = ["input", "run", "ours", "paper", "difference"]
     return [
         (
@@ -293,6 +262,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
                 for r in others
             ],
         ),
+        compare_figure_2.table([row for row in rows if row.figure == 2]),
     ]
 
 
@@ -322,7 +292,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Two tables, the footnotes and the summary."""
+    """The tables, the footnotes and the summary."""
     parts = []
     for title, headings, cells in tables(rows):
         lines = [headings, ["---"] * len(headings), *cells]
@@ -348,12 +318,13 @@ def _rich_table(title: str, headings: list[str], cells: list[list[str]]) -> Tabl
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading not in WRAPPED)
-    runs_above = False
-    for line in cells:
+    in_section = 0
+    for line, following in zip(cells, [*cells[1:], None], strict=True):
         styled = [Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in line]
-        is_mean = MEAN in line
-        table.add_row(*styled, end_section=is_mean and runs_above)
-        runs_above = not is_mean
+        in_section += 1
+        ends = following is not None and following[0] != line[0]
+        table.add_row(*styled, end_section=ends and in_section > 1)
+        in_section = 0 if ends else in_section
     return table
 
 
@@ -368,13 +339,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--results-dir",
         type=Path,
         default=REPO_ROOT / "results",
-        help="folder that holds outputs_toy/ (default: results in the repository)",
+        help="folder that holds outputs_toy/ and outputs_A5/ (default: results in the repository)",
     )
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     parser.add_argument(
         "--strict",
         action="store_true",
-        help=f"exit 1 if any verdict is {WORSE!r} or any result file is unusable",
+        help=f"exit 1 if any verdict is {WORSE!r} or {DISAGREES!r}, or any result file is unusable",
     )
     return parser
 
@@ -384,18 +355,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        results = load_toy_results(args.results_dir)
+        toy, a5 = load_toy_results(args.results_dir), load_a5_results(args.results_dir)
     except NotADirectoryError as error:
         parser.error(f"--results-dir: {error}")
-    for problem in results.problems:
+    problems = toy.problems + a5.problems
+    for problem in problems:
         print(f"warning: skipped {problem}", file=sys.stderr)
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
-    rows = compare_figure_1(results, published["figure_1"])
+    rows = compare_figure_1(toy, published["figure_1"])
+    rows += compare_figure_2.compare(a5, published["figure_2"])
     if args.format == "text":
         print_text(rows)
     else:
         print(as_json(rows) if args.format == "json" else as_markdown(rows))
-    failed = bool(results.problems) or any(row.verdict == WORSE for row in rows)
+    failed = bool(problems) or any(row.verdict in (WORSE, DISAGREES) for row in rows)
     return 1 if args.strict and failed else 0
 
 

@@ -15,10 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from atomic_files import atomic_write
+from figures import (
+    MODEL_STYLES,
+    OTHER_SETTINGS,
+    OTHER_SETTINGS_LABEL,
+    RC,
+    draw_and_watch,
+    output_path,
+    plot_parser,
+    print_problems,
+    save_figure,
+)
 from result_files import (
     PUBLISHED_RESULTS,
     REPO_ROOT,
+    TOY_FOLDER,
     Problem,
     ResultFileError,
     ToyCurve,
@@ -36,30 +47,29 @@ FIGURE_SIZE = (10, 4.6)  # inches
 MARGINS = {"left": 0.07, "right": 0.985, "bottom": 0.115, "wspace": 0.14}
 LEGEND_ROW_HEIGHT = 0.047  # of the figure's height
 LEGEND_COLUMNS = 3
-PNG_DPI = 160
 MARKERS_PER_LINE = 8
 TRAIN_FRACTION = 0.8
 ZERO_LABEL = "predicting zero"
 LCDE_LABEL = "random Linear CDE"
-LCDE_COLOR = "#009E73"
+LCDE_COLOR = MODEL_STYLES["Linear CDE"]["color"]
 CROSS = {"marker": "x", "ls": "none", "ms": 7, "mew": 1.8}
 END_LABEL = "a run ends early"
-OTHER_SETTINGS = " *"  # ends the label of a line that was not made with the paper's settings
-OTHER_SETTINGS_LABEL = "* not the paper's settings"
-RC = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 10}
+OUTPUT_NAME = "rmse_subplots.pdf"
 
-# Okabe and Ito's palette: a hue and a marker per model, darker and more solid with each step up.
+DOTS = (0, (1, 1.3))
+# A hue and a marker per model, darker and more solid with each step up.
 STYLES = {
-    ("Mamba", 1, False): {"color": "#E69F00", "marker": "o", "ls": (0, (1, 1.3)), "mfc": "white"},
-    ("Mamba", 2, False): {"color": "#D55E00", "marker": "o", "ls": "-.", "mfc": "white"},
-    ("Mamba", 2, True): {"color": "#7F3300", "marker": "o", "ls": "-"},
-    ("S4", 1, False): {"color": "#56B4E9", "marker": "s", "ls": (0, (1, 1.3)), "mfc": "white"},
-    ("S4", 2, False): {"color": "#0072B2", "marker": "s", "ls": "-.", "mfc": "white"},
-    ("S4", 2, True): {"color": "#003B5C", "marker": "s", "ls": "-"},
+    ("Mamba", 1, False): MODEL_STYLES["Mamba"] | {"color": "#E69F00", "ls": DOTS, "mfc": "white"},
+    ("Mamba", 2, False): MODEL_STYLES["Mamba"] | {"color": "#D55E00", "ls": "-.", "mfc": "white"},
+    ("Mamba", 2, True): MODEL_STYLES["Mamba"] | {"color": "#7F3300", "ls": "-"},
+    ("S4", 1, False): MODEL_STYLES["S4"] | {"color": "#56B4E9", "ls": DOTS, "mfc": "white"},
+    ("S4", 2, False): MODEL_STYLES["S4"] | {"color": "#0072B2", "ls": "-.", "mfc": "white"},
+    ("S4", 2, True): MODEL_STYLES["S4"] | {"color": "#003B5C", "ls": "-"},
 }
 EXAMPLES = """examples:
   python plot_toy.py
   python plot_toy.py --results-dir results --output figure_1.pdf
+  python plot_toy.py --watch 30
 """
 
 
@@ -246,39 +256,16 @@ def _add_legend(figure: Figure) -> int:
     return math.ceil(len(labels) / LEGEND_COLUMNS)
 
 
-def save_figure(figure: Figure, pdf: Path) -> list[Path]:
-    """Write `pdf` and a PNG beside it; the same figure gives the same bytes. Raises: OSError."""
-    png = pdf.with_suffix(".png")
-    with atomic_write(pdf) as file:
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-    with atomic_write(png) as file:
-        figure.savefig(file, format="png", dpi=PNG_DPI)
-    return [pdf, png]
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Draw Figure 1 from whatever result files exist.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--results-dir",
-        type=Path,
-        default=REPO_ROOT / "results",
-        help="folder that holds outputs_toy/ (default: results in the repository)",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="PDF to write (default: rmse_subplots.pdf in the results)"
-    )
+    description = "Draw Figure 1 from whatever result files exist."
+    parser = plot_parser(description, EXAMPLES, TOY_FOLDER, OUTPUT_NAME)
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=REPO_ROOT / "data_dir",
         help="folder that holds toy_data/, for the height of 'predicting zero'",
     )
-    parser.add_argument("--strict", action="store_true", help="exit 1 if any file was unusable")
     return parser
 
 
@@ -286,17 +273,24 @@ def main(argv: list[str] | None = None) -> int:
     """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    output = args.output or args.results_dir / "rmse_subplots.pdf"
-    if output.suffix != ".pdf":
-        parser.error(f"--output must end in .pdf, not {output.name!r}")
+    output = output_path(parser, args, OUTPUT_NAME)
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_1"]
+    return draw_and_watch(
+        lambda: _draw_once(parser, args, output, published),
+        args.results_dir / TOY_FOLDER,
+        args.watch,
+    )
+
+
+def _draw_once(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, output: Path, published: dict
+) -> int:
     try:
         results = load_toy_results(args.results_dir)
     except NotADirectoryError as error:
         parser.error(f"--results-dir: {error}")
     zero = predicting_zero(args.data_dir, published["predicting_zero"]["rmse"], results.problems)
-    for problem in results.problems:
-        print(f"warning: skipped {problem}", file=sys.stderr)
+    print_problems(results.problems)
     lines, notes = select_lines(results, published["sequence_models"]["settings"])
     notes += linear_cde_notes(results.scores, published["linear_cde"]["settings"])
     if not lines and not results.scores:

@@ -6,6 +6,7 @@ with its path and the reason, and never passed over in silence.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,13 @@ _TOY_CURVE_PATTERN = re.compile(
     r"(?P<kind>steps|rmse)_100_(?P<model>[A-Za-z0-9-]+)_(?P<nonlinear>True|False)_(?P<depth>\d+)_"
     r"(?P<learning_rate>\d[\d.e+-]*)_(?P<hidden_dim>\d+)_(?P<input_dim>\d+)_run_(?P<run>\d+)\.npy"
 )
+_A5_LCDE_PATTERN = re.compile(r"linear_cde_length_(?P<length>\d+)_(?P<kind>steps|val_accs)\.npy")
+_A5_CURVE_PATTERN = re.compile(
+    r"(?P<model>[A-Za-z0-9-]+)_(?P<length>\d+)_(?P<depth>\d+)_(?P<learning_rate>\d[\d.e+-]*)_"
+    r"(?P<hidden_dim>\d+)(_(?P<batch_size>\d+))?_(?P<kind>steps|acc)_run_(?P<seed>\d+)\.npy"
+)
+
+LINEAR_CDE = "Linear CDE"
 
 
 class ResultFileError(ValueError):
@@ -80,6 +88,52 @@ class ToyResults:
     problems: list[Problem] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class A5CurveKey:
+    """What the name of a sequence model's A5 file says; `batch_size` is None where it is silent."""
+
+    model: str
+    length: int
+    depth: int
+    learning_rate: float
+    hidden_dim: int
+    seed: int
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class A5Curve:
+    """One training run on A5: validation accuracy (records,) at steps (records,).
+
+    `config` is that of the run's record, with what the file name says; {} where neither says any.
+    """
+
+    model: str
+    length: int
+    depth: int
+    config: dict
+    steps: np.ndarray
+    accuracies: np.ndarray
+
+    @property
+    def best(self) -> float:
+        """The greatest accuracy of any record."""
+        return float(self.accuracies.max())
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last record."""
+        return int(self.steps[-1])
+
+
+@dataclass
+class A5Results:
+    """All A5 results of one folder, sorted by model, length and depth."""
+
+    curves: list[A5Curve] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
 def configuration_label(model: str, depth: int, nonlinear: bool) -> str:
     """The name of a sequence-model configuration in figures and tables."""
     return f"{model}, depth {depth}" + (", nonlinear" if nonlinear else "")
@@ -127,9 +181,11 @@ def a5_curve_name(
     hidden_dim: int,
     kind: str,
     seed: int,
+    batch_size: int | None = None,
 ) -> str:
     """File holding a sequence model's curve on A5; `kind` is 'steps' or 'acc'."""
     settings = f"{length}_{depth}_{float(learning_rate)}_{hidden_dim}"
+    settings += "" if batch_size is None else f"_{batch_size}"
     return f"{model}_{settings}_{kind}_run_{seed}.npy"
 
 
@@ -160,6 +216,33 @@ def parse_toy_curve_name(name: str) -> tuple[str, ToyCurveKey] | None:
     return match["kind"], key
 
 
+def parse_a5_lcde_name(name: str) -> tuple[str, int] | None:
+    """Kind ('steps' or 'val_accs') and length that a file name states, or None for other names."""
+    match = _A5_LCDE_PATTERN.fullmatch(name)
+    return (match["kind"], int(match["length"])) if match else None
+
+
+def parse_a5_curve_name(name: str) -> tuple[str, A5CurveKey] | None:
+    """Kind ('steps' or 'acc') and key that a file name states, or None for other names."""
+    match = _A5_CURVE_PATTERN.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        learning_rate = float(match["learning_rate"])
+    except ValueError:
+        return None
+    key = A5CurveKey(
+        model=match["model"],
+        length=int(match["length"]),
+        depth=int(match["depth"]),
+        learning_rate=learning_rate,
+        hidden_dim=int(match["hidden_dim"]),
+        seed=int(match["seed"]),
+        batch_size=int(match["batch_size"]) if match["batch_size"] else None,
+    )
+    return match["kind"], key
+
+
 def load_array(path: Path, ndim: int) -> np.ndarray:
     """Load a float64 array of `ndim` axes; ResultFileError if the file is anything else."""
     try:
@@ -184,19 +267,46 @@ def load_toy_results(results_dir: Path) -> ToyResults:
     Unusable files are listed in `problems`. Raises NotADirectoryError if `results_dir` is missing;
     a folder without results is not an error.
     """
-    if not results_dir.is_dir():
-        raise NotADirectoryError(f"no such folder: {results_dir}")
     results = ToyResults()
     curve_keys = set()
-    for path in sorted((results_dir / TOY_FOLDER).glob("*.npy")):
+    for path in _npy_files(results_dir, TOY_FOLDER):
         if parse_toy_lcde_name(path.name):
             _add_score(results, path)
         elif parsed := parse_toy_curve_name(path.name):
             curve_keys.add(parsed[1])
     for key in sorted(curve_keys):
-        _add_curve(results, results_dir / TOY_FOLDER, key)
+        paths = [results_dir / TOY_FOLDER / name(key) for name in (toy_steps_name, toy_rmse_name)]
+        if curve := _load_curve(*paths, _rmse_defect, results.problems):
+            results.curves.append(ToyCurve(key, *curve))
     results.scores.sort(key=lambda score: (score.input_dim, score.run))
     return results
+
+
+def load_a5_results(results_dir: Path) -> A5Results:
+    """Load every A5 result under `results_dir`/outputs_A5; errors as `load_toy_results`."""
+    results = A5Results()
+    lengths, keys = set(), set()
+    for path in _npy_files(results_dir, A5_FOLDER):
+        if lcde := parse_a5_lcde_name(path.name):
+            lengths.add(lcde[1])
+        elif parsed := parse_a5_curve_name(path.name):
+            keys.add(parsed[1])
+    for length in lengths:
+        names = [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+        _add_a5_curve(results, results_dir, names, (LINEAR_CDE, length, 1), {})
+    for key in keys:
+        names = [a5_curve_name(**vars(key), kind=kind) for kind in ("steps", "acc")]
+        config = {name: value for name, value in vars(key).items() if value is not None}
+        _add_a5_curve(results, results_dir, names, (key.model, key.length, key.depth), config)
+    results.curves.sort(key=lambda c: (c.model, c.length, c.depth, str(sorted(c.config.items()))))
+    results.problems.sort(key=lambda problem: problem.path)
+    return results
+
+
+def _npy_files(results_dir: Path, folder: str) -> list[Path]:
+    if not results_dir.is_dir():
+        raise NotADirectoryError(f"no such folder: {results_dir}")
+    return sorted((results_dir / folder).glob("*.npy"))
 
 
 def _add_score(results: ToyResults, path: Path) -> None:
@@ -208,11 +318,21 @@ def _add_score(results: ToyResults, path: Path) -> None:
     except ResultFileError as error:
         results.problems.append(Problem(path, str(error)))
         return
-    config = _load_config(results, path.with_suffix(".json"))
+    config = _load_config(path.with_suffix(".json"), results.problems)
     results.scores.append(ToyScore(input_dim, run, mse, config))
 
 
-def _load_config(results: ToyResults, path: Path) -> dict:
+def _add_a5_curve(
+    results: A5Results, results_dir: Path, names: list[str], cell: tuple, config: dict
+) -> None:
+    """Load one run; `names` are its two files, `cell` its model, length and depth."""
+    paths = [results_dir / A5_FOLDER / name for name in names]
+    if curve := _load_curve(*paths, _accuracy_defect, results.problems):
+        record = _load_config(paths[0].with_suffix(".json"), results.problems)
+        results.curves.append(A5Curve(*cell, {**record, **config}, *curve))
+
+
+def _load_config(path: Path, problems: list[Problem]) -> dict:
     """The `config` of a run record, or {} where there is no record (released files have none)."""
     if not path.exists():
         return {}
@@ -221,33 +341,43 @@ def _load_config(results: ToyResults, path: Path) -> dict:
         if not isinstance(config, dict):
             raise ResultFileError("its 'config' is not a mapping")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        results.problems.append(Problem(path, f"not a usable run record ({error!r})"))
+        problems.append(Problem(path, f"not a usable run record ({error!r})"))
         return {}
     return config
 
 
-def _add_curve(results: ToyResults, folder: Path, key: ToyCurveKey) -> None:
+def _load_curve(
+    steps_path: Path,
+    values_path: Path,
+    values_defect: Callable[[np.ndarray], str | None],
+    problems: list[Problem],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and values (records,) of one run, or None with the reason among `problems`."""
     arrays = []
-    for path in (folder / toy_steps_name(key), folder / toy_rmse_name(key)):
+    for path in (steps_path, values_path):
         try:
             arrays.append(load_array(path, ndim=1))
         except ResultFileError as error:
-            results.problems.append(Problem(path, str(error)))
+            problems.append(Problem(path, str(error)))
     if len(arrays) < 2:
-        return
-    steps, rmse = arrays
-    reason = _curve_defect(steps, rmse)
-    if reason:
-        results.problems.append(Problem(folder / toy_rmse_name(key), reason))
+        return None
+    steps, values = arrays
+    if len(steps) != len(values):
+        reason = f"has {len(values)} values for {len(steps)} steps"
+    elif steps[0] < 0 or (np.diff(steps) <= 0).any():
+        reason = "belongs to steps that do not increase from 0"
     else:
-        results.curves.append(ToyCurve(key, steps, rmse))
+        reason = values_defect(values)
+    if reason:
+        problems.append(Problem(values_path, reason))
+        return None
+    return steps, values
 
 
-def _curve_defect(steps: np.ndarray, rmse: np.ndarray) -> str | None:
-    if len(steps) != len(rmse):
-        return f"has {len(rmse)} values for {len(steps)} steps"
-    if steps[0] < 0 or (np.diff(steps) <= 0).any():
-        return "belongs to steps that do not increase from 0"
-    if (rmse <= 0).any():
-        return "holds an error that is not positive"
-    return None
+def _rmse_defect(rmse: np.ndarray) -> str | None:
+    return "holds an error that is not positive" if (rmse <= 0).any() else None
+
+
+def _accuracy_defect(accuracies: np.ndarray) -> str | None:
+    outside = ((accuracies < 0) | (accuracies > 1)).any()
+    return "holds an accuracy that is not between 0 and 1" if outside else None

@@ -8,17 +8,24 @@ import numpy as np
 import pytest
 import yaml
 
+import compare_figure_2
 import compare_to_paper
-from compare_to_paper import AGREES, BETTER, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
+from comparison import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
 from result_files import (
+    A5_FOLDER,
+    LINEAR_CDE,
     PUBLISHED_RESULTS,
     REPO_ROOT,
     TOY_FOLDER,
+    A5Curve,
+    A5Results,
     Problem,
     ToyCurve,
     ToyCurveKey,
     ToyResults,
     ToyScore,
+    a5_curve_name,
+    a5_lcde_name,
     toy_lcde_name,
     toy_rmse_name,
     toy_steps_name,
@@ -26,6 +33,7 @@ from result_files import (
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
 FIGURE_1 = PUBLISHED["figure_1"]
+FIGURE_2 = PUBLISHED["figure_2"]
 PAPER_MSE = FIGURE_1["linear_cde"]["mse"]
 
 
@@ -48,6 +56,27 @@ def row_of(results: ToyResults, **wanted):
     return row
 
 
+def a5_curve(model=LINEAR_CDE, depth=1, length=3, best=0.95, last=10000, **config) -> A5Curve:
+    return A5Curve(model, length, depth, config, np.array([0, last]), np.array([0.02, best]))
+
+
+def figure_2_row(*curves, problems=(), **wanted):
+    rows = compare_figure_2.compare(A5Results(list(curves), list(problems)), FIGURE_2)
+    (row,) = [r for r in rows if all(getattr(r, k) == v for k, v in wanted.items())]
+    return row
+
+
+def write_a5_lcde(results_dir: Path, length=3, best=0.99, last=10000, config=None) -> Path:
+    folder = results_dir / A5_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    steps, accuracies = (folder / a5_lcde_name(length, kind) for kind in ("steps", "val_accs"))
+    np.save(steps, np.array([0, last]))
+    np.save(accuracies, np.array([0.02, best]))
+    if config is not None:
+        steps.with_suffix(".json").write_text(json.dumps({"config": config}))
+    return accuracies
+
+
 def write_results(results_dir: Path, results: ToyResults) -> Path:
     folder = results_dir / TOY_FOLDER
     folder.mkdir(parents=True)
@@ -61,7 +90,7 @@ def write_results(results_dir: Path, results: ToyResults) -> Path:
 
 def numbers_in(value) -> list:
     if isinstance(value, dict):
-        inside = [v for k, v in value.items() if k not in ("source", "model", "solver")]
+        inside = [v for k, v in value.items() if k not in ("source", "model", "solver", "group")]
         return [number for v in inside for number in numbers_in(v)]
     if isinstance(value, list):
         return [number for v in value for number in numbers_in(v)]
@@ -250,16 +279,21 @@ def test_piped_text_is_not_cut_and_ends_with_a_summary(tmp_path):
     assert "…" not in done.stdout
     flowing = " ".join(done.stdout.split())
     assert flowing.endswith(
-        "30 numbers: agrees 0, better outside the band 2, worse outside the band 0, partial 0, "
-        "not comparable 1, not run 27"
+        "100 numbers: agrees 0, disagrees 0, better outside the band 2, worse outside the band 0, "
+        "partial 0, not comparable 1, not run 97"
     )
 
 
 def test_markdown_rows_have_as_many_cells_as_their_headings(capsys, tmp_path):
     write_results(tmp_path, ToyResults([score()], [curve({0: 0.2, 10000: 0.05})]))
+    write_a5_lcde(tmp_path, config={"eval_interval": 1000})
     assert compare_to_paper.main(["--results-dir", str(tmp_path), "--format", "markdown"]) == 0
     output = capsys.readouterr().out
-    assert output.count("| --- |") >= 2
+    assert output.count("| --- |") >= 3
+    assert (
+        "| Linear CDE | 3 | 1 | 1 | +0 | 0.9900 at step 10,000 | 0.9975 or more at step 10,000 "
+        "| agrees | eval_interval 1000, paper 10000 |"
+    ) in output
     for block in output.split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
@@ -291,3 +325,119 @@ def test_rows_hold_plain_json_types():
     results = ToyResults([score()], [curve({0: 0.2, 990000: 0.02})])
     rows = compare_to_paper.compare_figure_1(results, FIGURE_1)
     assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
+    rows = compare_figure_2.compare(A5Results([a5_curve(), a5_curve("LSTM")]), FIGURE_2)
+    assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
+
+
+def test_figure_2_has_a_row_for_every_model_and_length_of_the_papers_table():
+    rows = compare_figure_2.compare(A5Results(), FIGURE_2)
+    table = FIGURE_2["min_blocks"]
+    expected = [
+        (model, length, paper)
+        for model, blocks in table["models"].items()
+        for length, paper in zip(table["lengths"], blocks, strict=True)
+    ]
+    assert len(expected) == 70
+    assert [(row.model, row.length, row.paper) for row in rows] == expected
+    assert {row.verdict for row in rows} == {NOT_RUN}
+
+
+@pytest.mark.parametrize(
+    ("depth", "verdict", "difference"), [(2, AGREES, 0), (3, DISAGREES, 1), (1, DISAGREES, -1)]
+)
+def test_a_number_of_blocks_agrees_if_it_is_the_papers(depth, verdict, difference):
+    failures = [a5_curve("S4", d, 5, best=0.5, last=990000) for d in range(1, depth)]
+    row = figure_2_row(*failures, a5_curve("S4", depth, 5), model="S4", length=5)
+    assert (row.verdict, row.difference) == (verdict, difference)
+    assert (row.ours, row.paper, row.state) == (depth, 2, str(depth))
+
+
+def test_not_reached_agrees_with_not_reached_alone():
+    failures = [a5_curve("Mamba", depth, 14, best=0.4, last=990000) for depth in (1, 2, 3, 4)]
+    for length in (14, 20):
+        row = figure_2_row(*failures, model="Mamba", length=length)
+        assert (row.verdict, row.state, row.difference) == (AGREES, "not reached", None)
+    failures = [a5_curve("Mamba", depth, 12, best=0.4, last=990000) for depth in (1, 2, 3, 4)]
+    assert figure_2_row(*failures, model="Mamba", length=12).verdict == DISAGREES
+
+
+@pytest.mark.parametrize(
+    ("curves", "verdict", "note"),
+    [
+        ([("S4", 2, 5)], PARTIAL, "1 to 2 are possible"),
+        ([("S4", 1, 5, 0.5, 20000)], PARTIAL, "1 or more are possible"),
+        ([("S4", 1, 5, 0.5, 990000)], PARTIAL, "2 or more are possible"),
+        (
+            [("S4", 1, 5, 0.5, 990000), ("S4", 2, 5, 0.5, 990000)],
+            DISAGREES,
+            "3 or more are possible",
+        ),
+        ([("S4", 1, 4, 0.5, 990000)], NOT_RUN, ""),
+    ],
+    ids=["upper bound", "unfinished", "others not run", "already more", "failed at length 4 alone"],
+)
+def test_what_missing_or_unfinished_runs_leave_possible_is_partial(curves, verdict, note):
+    row = figure_2_row(*(a5_curve(*values) for values in curves), model="S4", length=5)
+    assert (row.verdict, row.note) == (verdict, note)
+
+
+def test_a_blocks_row_shows_our_record_beside_the_papers():
+    row = figure_2_row(a5_curve(length=18, best=0.98, last=3000), model=LINEAR_CDE, length=18)
+    assert (row.accuracy, row.step) == (0.98, 3000)
+    assert (row.paper_accuracy, row.paper_step) == (0.9995, 20000)
+    assert figure_2_row(model="S4", length=20).paper_accuracy == 0.773
+    assert figure_2_row(model="RNN", length=5).paper_accuracy == {"min": 0.942, "max": 0.9998}
+    row = figure_2_row(a5_curve(length=18, best=0.98), model=LINEAR_CDE, length=20)
+    assert (row.accuracy, row.step) == (None, None)
+
+
+def test_the_schedule_is_noted_and_does_not_change_the_verdict_as_the_settings_do():
+    row = figure_2_row(a5_curve(eval_interval=1000, hidden_dim=256), model=LINEAR_CDE, length=3)
+    assert (row.verdict, row.note) == (AGREES, "eval_interval 1000, paper 10000")
+    row = figure_2_row(a5_curve(eval_interval=1000, hidden_dim=8), model=LINEAR_CDE, length=3)
+    assert (row.verdict, row.difference) == (NOT_COMPARABLE, None)
+    assert row.note == "hidden_dim 8, paper 256; eval_interval 1000, paper 10000"
+    assert "eval_interval" in compare_figure_2.RULE
+    failure = a5_curve("S4", 1, 4, best=0.5, last=990000, eval_interval=1000)
+    assert figure_2_row(failure, model="S4", length=5).note == ""
+
+
+def test_a_number_that_rests_on_a_failure_under_other_settings_is_not_compared():
+    failures = [a5_curve("S4", d, 3, best=0.5, last=990000, hidden_dim=8) for d in (1, 2, 3, 4)]
+    row = figure_2_row(*failures, model="S4", length=20)
+    assert (row.verdict, row.paper_state) == (NOT_COMPARABLE, "not reached")
+
+
+def test_unusable_a5_files_are_named_in_their_row_and_a_damaged_record_is_not_compared():
+    name = a5_curve_name("S4", 5, 2, 0.0001, 1024, "acc", 2345)
+    row = figure_2_row(problems=[Problem(Path(name), "is missing")], model="S4", length=5)
+    assert (row.verdict, row.note) == (NOT_RUN, f"{name}: is missing")
+    record = Path(a5_lcde_name(3, "steps")).with_suffix(".json")
+    row = figure_2_row(
+        a5_curve(), problems=[Problem(record, "not a record")], model=LINEAR_CDE, length=3
+    )
+    assert (row.verdict, row.note) == (NOT_COMPARABLE, f"{record}: not a record")
+
+
+def test_lengths_and_models_the_paper_lacks_are_listed():
+    row = figure_2_row(a5_curve(length=25), model=LINEAR_CDE, length=25)
+    assert (row.verdict, row.note) == (NOT_COMPARABLE, "the paper has no such length")
+    row = figure_2_row(a5_curve("LSTM"), model="LSTM")
+    assert (row.verdict, row.note) == (NOT_COMPARABLE, "the paper has no such configuration")
+
+
+@pytest.mark.parametrize(("best", "code"), [(0.95, 0), (0.5, 1)], ids=["agrees", "disagrees"])
+def test_strict_fails_for_a_number_of_blocks_that_disagrees(tmp_path, best, code):
+    write_a5_lcde(tmp_path, best=best, last=990000)
+    done = run_from("/", "--results-dir", tmp_path, "--strict", "--format", "json")
+    assert (done.returncode, done.stderr) == (code, "")
+    row = next(r for r in json.loads(done.stdout) if (r["model"], r["length"]) == (LINEAR_CDE, 3))
+    assert row["verdict"] == (AGREES, DISAGREES)[code]
+
+
+def test_a_corrupt_a5_file_is_named_and_strict_fails(tmp_path):
+    broken = write_a5_lcde(tmp_path)
+    broken.write_bytes(b"")
+    done = run_from("/", "--results-dir", tmp_path)
+    assert (done.returncode, f"warning: skipped {broken}: " in done.stderr) == (0, True)
+    assert run_from("/", "--results-dir", tmp_path, "--strict").returncode == 1

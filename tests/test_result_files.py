@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 import result_files
-from result_files import TOY_FOLDER, ToyCurveKey, load_toy_results
+from result_files import (
+    A5_FOLDER,
+    TOY_FOLDER,
+    A5CurveKey,
+    ToyCurveKey,
+    load_a5_results,
+    load_toy_results,
+)
 
 KEY = ToyCurveKey("Mamba", 2, True, 3, 0.0001, 256, 4)
+A5_KEY = A5CurveKey("Transformer", 16, 4, 0.0002, 1024, 2345, 64)
 
 
 @pytest.fixture
@@ -18,6 +26,27 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / TOY_FOLDER
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def a5_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / A5_FOLDER
+    folder.mkdir()
+    return folder
+
+
+def write_a5_lcde(folder: Path, length=3, steps=(0, 10000), accuracies=(0.02, 0.99)) -> list[Path]:
+    paths = [folder / result_files.a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+    np.save(paths[0], np.array(steps))
+    np.save(paths[1], np.array(accuracies))
+    return paths
+
+
+def write_a5_curve(folder: Path, key: A5CurveKey) -> list[Path]:
+    paths = [folder / result_files.a5_curve_name(**vars(key), kind=k) for k in ("steps", "acc")]
+    np.save(paths[0], np.array((0, 10000)))
+    np.save(paths[1], np.array((0.02, 0.95)))
+    return paths
 
 
 def write_score(folder: Path, input_dim: int = 2, run: int = 0, mse: float = 4e-8) -> Path:
@@ -38,6 +67,8 @@ def test_names_are_those_of_the_released_files():
     assert result_files.a5_lcde_name(20, "val_accs") == "linear_cde_length_20_val_accs.npy"
     name = result_files.a5_curve_name("S4", 5, 2, 0.0001, 1024, "acc", 2345)
     assert name == "S4_5_2_0.0001_1024_acc_run_2345.npy"
+    name = result_files.a5_curve_name(**vars(A5_KEY), kind="acc")
+    assert name == "Transformer_16_4_0.0002_1024_64_acc_run_2345.npy"
 
 
 @pytest.mark.parametrize("key", [KEY, replace(KEY, nonlinear=False, learning_rate=1e-05)])
@@ -45,6 +76,40 @@ def test_a_name_says_what_it_was_made_from(key):
     assert result_files.parse_toy_curve_name(result_files.toy_steps_name(key)) == ("steps", key)
     assert result_files.parse_toy_curve_name(result_files.toy_rmse_name(key)) == ("rmse", key)
     assert result_files.parse_toy_lcde_name(result_files.toy_lcde_name(3, 12)) == (3, 12)
+
+
+@pytest.mark.parametrize(
+    "key", [A5_KEY, replace(A5_KEY, batch_size=None), replace(A5_KEY, learning_rate=1e-05)]
+)
+@pytest.mark.parametrize("kind", ["steps", "acc"])
+def test_an_a5_name_says_what_it_was_made_from(key, kind):
+    name = result_files.a5_curve_name(**vars(key), kind=kind)
+    assert result_files.parse_a5_curve_name(name) == (kind, key)
+    assert result_files.parse_a5_lcde_name(name) is None
+
+
+def test_an_a5_name_of_the_linear_cde_says_its_length():
+    for kind in ("steps", "val_accs"):
+        name = result_files.a5_lcde_name(20, kind)
+        assert result_files.parse_a5_lcde_name(name) == (kind, 20)
+        assert result_files.parse_a5_curve_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "S4_5_2_0.0001_1024_acc_run_2345.npy.tmp",
+        ".S4_5_2_0.0001_1024_acc_run_2345.npy",
+        "S4_5_2_0.0.1_1024_acc_run_2345.npy",
+        "S4_5_2_0.0001_1024_rmse_run_2345.npy",
+        "S4_5_2_0.0001_1024_64_32_acc_run_2345.npy",
+        "linear_cde_length_3_accs.npy",
+        ".linear_cde_length_3_steps.npy",
+    ],
+)
+def test_other_names_are_not_taken_for_a5_results(name):
+    assert result_files.parse_a5_curve_name(name) is None
+    assert result_files.parse_a5_lcde_name(name) is None
 
 
 @pytest.mark.parametrize(
@@ -190,3 +255,78 @@ def test_a_missing_folder_is_an_error_and_an_empty_one_is_not(tmp_path):
     assert (results.scores, results.curves, results.problems) == ([], [], [])
     with pytest.raises(NotADirectoryError, match="nowhere"):
         load_toy_results(tmp_path / "nowhere")
+    results = load_a5_results(tmp_path)
+    assert (results.curves, results.problems) == ([], [])
+    with pytest.raises(NotADirectoryError, match="nowhere"):
+        load_a5_results(tmp_path / "nowhere")
+
+
+def test_all_a5_results_of_a_folder_are_found_in_order(tmp_path, a5_folder):
+    write_a5_curve(a5_folder, A5_KEY)
+    write_a5_curve(a5_folder, replace(A5_KEY, length=9, batch_size=None))
+    write_a5_lcde(a5_folder, length=20)
+    write_a5_lcde(a5_folder, length=3, accuracies=(0.02, 0.97))
+    results = load_a5_results(tmp_path)
+    cells = [(curve.model, curve.length, curve.depth) for curve in results.curves]
+    assert cells == [
+        ("Linear CDE", 3, 1),
+        ("Linear CDE", 20, 1),
+        ("Transformer", 9, 4),
+        ("Transformer", 16, 4),
+    ]
+    assert results.curves[0].steps.tolist() == [0, 10000]
+    assert results.curves[0].accuracies.tolist() == [0.02, 0.97]
+    assert (results.curves[0].best, results.curves[0].last_step) == (0.97, 10000)
+    assert "batch_size" not in results.curves[2].config
+    assert results.curves[3].config == vars(A5_KEY)
+    assert results.problems == []
+
+
+def test_an_a5_config_is_that_of_the_record_and_of_the_name(tmp_path, a5_folder):
+    for steps, _ in (write_a5_lcde(a5_folder), write_a5_curve(a5_folder, A5_KEY)):
+        record = {"config": {"eval_interval": 1000, "hidden_dim": 8}}
+        steps.with_suffix(".json").write_text(json.dumps(record))
+    linear_cde, transformer = load_a5_results(tmp_path).curves
+    assert linear_cde.config == {"eval_interval": 1000, "hidden_dim": 8}
+    assert transformer.config == {"eval_interval": 1000, **vars(A5_KEY)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "accuracies", "reason"),
+    [
+        ((0, 10000), (0.2,), "1 values for 2 steps"),
+        ((10000, 0), (0.2, 0.1), "do not increase"),
+        ((0, 10000), (0.2, np.nan), "NaN"),
+        ((0, 10000), (0.2, 99.3), "not between 0 and 1"),
+        ((0, 10000), (-0.2, 0.9), "not between 0 and 1"),
+        ((), (), "shape (0,)"),
+        ((0, 10000), ((0.2, 0.1),), "shape (1, 2)"),
+    ],
+)
+def test_an_inconsistent_a5_curve_is_named_and_the_others_kept(
+    tmp_path, a5_folder, steps, accuracies, reason
+):
+    write_a5_lcde(a5_folder, 4)
+    broken = write_a5_lcde(a5_folder, 3, steps, accuracies)
+    results = load_a5_results(tmp_path)
+    assert [curve.length for curve in results.curves] == [4]
+    assert results.problems[-1].path == broken[1]
+    assert reason in results.problems[-1].reason
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_half_an_a5_curve_is_reported_with_the_name_of_the_missing_half(tmp_path, a5_folder, half):
+    for paths in (write_a5_lcde(a5_folder), write_a5_curve(a5_folder, A5_KEY)):
+        paths[half].unlink()
+    results = load_a5_results(tmp_path)
+    assert results.curves == []
+    assert [problem.reason for problem in results.problems] == ["is missing"] * 2
+    assert not any(problem.path.exists() for problem in results.problems)
+
+
+def test_a_damaged_a5_record_is_named_and_its_result_kept(tmp_path, a5_folder):
+    record = write_a5_lcde(a5_folder)[0].with_suffix(".json")
+    record.write_text("{")
+    results = load_a5_results(tmp_path)
+    assert [curve.config for curve in results.curves] == [{}]
+    assert [problem.path for problem in results.problems] == [record]

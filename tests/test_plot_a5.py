@@ -1,0 +1,523 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.colors import to_rgba
+
+import figures
+import plot_A5
+import plot_toy
+from minimum_blocks import search
+from result_files import (
+    A5_FOLDER,
+    LINEAR_CDE,
+    PUBLISHED_RESULTS,
+    REPO_ROOT,
+    A5Curve,
+    A5Results,
+    a5_curve_name,
+    a5_lcde_name,
+    load_a5_results,
+)
+
+PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_2"]
+TABLE = PUBLISHED["min_blocks"]
+LENGTHS = TABLE["lengths"]
+# Values as in the paper's released files, typed here a second time.
+PAPER_TABLE = """
+| RNN | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 |
+| Linear CDE | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 |
+| S4 | 1 | 1 | 2 | 2 | 2 | 2 | 3 | 3 | 4 | 4 | 4 | 4 | 4 | – |
+| Transformer | 1 | 1 | 1 | 1 | 2 | 3 | 3 | 3 | 4 | 4 | 4 | 4 | – | – |
+| Mamba | 1 | 2 | 2 | 2 | 2 | 3 | 3 | 3 | 4 | 4 | – | – | – | – |
+"""
+# Last step and accuracy of released runs, by model, depth and length; the others are made up.
+RECORDED = {
+    ("RNN", 1, 3): (10000, 0.992),
+    ("RNN", 1, 4): (10000, 0.941),
+    ("S4", 1, 3): (30000, 0.975),
+    ("S4", 2, 5): (80000, 0.917),
+    ("Transformer", 1, 3): (20000, 0.987),
+    ("Transformer", 1, 4): (60000, 0.997),
+    ("Transformer", 2, 7): (50000, 0.993),
+    ("Mamba", 1, 3): (60000, 0.944),
+    ("Mamba", 2, 4): (80000, 0.929),
+    ("Mamba", 1, 4): (990000, 0.833),
+    ("S4", 1, 5): (990000, 0.776),
+    ("S4", 4, 20): (990000, 0.773),
+    ("Mamba", 4, 14): (990000, 0.357),
+    ("Transformer", 4, 18): (990000, 0.529),
+}
+RATES = {"RNN": 0.0001, "S4": 0.0001, "Transformer": 0.0002}
+
+
+def run_end(model: str, depth: int, length: int, solved: bool) -> tuple[int, float]:
+    if model == LINEAR_CDE:
+        return (20000, 0.9996) if length >= 18 else (10000, 0.9976)
+    made_up = (20000, 0.95) if solved else (990000, 0.6)
+    return RECORDED.get((model, depth, length), made_up)
+
+
+def searched(every_depth: bool) -> list[tuple[str, int, int, bool]]:
+    """Model, depth, length and success of the runs that the search makes to find the table.
+
+    A search may stop at the first depth that solves a length, or try every depth at every length
+    until it fails.
+    """
+    runs = []
+    for model, blocks in TABLE["models"].items():
+        failed = set()
+        for length, fewest in zip(LENGTHS, blocks, strict=True):
+            for depth in range(1, 2 if model == LINEAR_CDE else 5):
+                solved = fewest is not None and depth >= fewest
+                if depth not in failed:
+                    runs.append((model, depth, length, solved))
+                    if solved and not every_depth:
+                        break
+                if not solved:
+                    failed.add(depth)
+    return runs
+
+
+def names(model: str, depth: int, length: int, **changes) -> list[str]:
+    if model == LINEAR_CDE:
+        return [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+    rate = RATES.get(model, 0.0003 if depth <= 2 else 0.0001)
+    batch = {"batch_size": 64} if model == "Transformer" and length in (16, 18) else {}
+    settings = {"learning_rate": rate, "hidden_dim": 1024, "seed": 2345} | batch | changes
+    return [a5_curve_name(model, length, depth, kind=kind, **settings) for kind in ("steps", "acc")]
+
+
+def write_run(results_dir, model, depth, length, steps=(0, 10000), accs=(0.02, 0.95), **changes):
+    folder = results_dir / A5_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in names(model, depth, length, **changes)]
+    np.save(paths[0], np.array(steps))
+    np.save(paths[1], np.array(accs))
+    return paths
+
+
+def write_release(results_dir: Path, every_depth: bool = False) -> list[Path]:
+    paths = []
+    for model, depth, length, solved in searched(every_depth):
+        last, accuracy = run_end(model, depth, length, solved)
+        steps = np.arange(0, last + 1, 10000)
+        accs = np.r_[np.linspace(1 / 60, 0.9 * accuracy, len(steps) - 1), accuracy]
+        paths += write_run(results_dir, model, depth, length, steps, accs)
+    return paths
+
+
+def found_in(results_dir: Path):
+    return search(load_a5_results(results_dir), PUBLISHED)
+
+
+def curve(model, depth, length, best=0.95, last=10000, **config):
+    return A5Curve(model, length, depth, config, np.array([0.0, last]), np.array([0.02, best]))
+
+
+def found_of(*curves):
+    return search(A5Results(list(curves)), PUBLISHED)
+
+
+def failure(model, depth, length, **config):
+    return curve(model, depth, length, best=0.5, last=990000, **config)
+
+
+def lines_of(figure) -> dict:
+    (axes,) = figure.axes
+    return {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def table_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, REPO_ROOT / "plot_A5.py", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+# The search: minimum blocks from accuracies.
+
+
+@pytest.mark.parametrize("every_depth", [False, True])
+def test_the_table_of_the_released_runs_is_the_papers_cell_for_cell(tmp_path, every_depth):
+    write_release(tmp_path, every_depth)
+    found = found_in(tmp_path)
+    assert table_rows(plot_A5.markdown_table(found))[2:] == PAPER_TABLE.split("\n")[1:-1]
+    assert found.notes == []
+    assert all(cell.decided for cell in found.cells.values())
+
+
+@pytest.mark.parametrize(("best", "state"), [(0.9, "not reached"), (0.9001, "1")])
+def test_a_length_is_solved_above_0_9_by_any_record(best, state):
+    run = A5Curve(LINEAR_CDE, 3, 1, {}, np.array([0, 10000, 990000]), np.array([0, best, 0.3]))
+    assert found_of(run).cells[LINEAR_CDE, 3].state == state
+
+
+def test_a_run_that_stopped_early_is_unfinished_and_no_failure():
+    found = found_of(curve("S4", 1, 4, best=0.5, last=980000), curve("S4", 2, 5))
+    assert found.cells["S4", 4].state == "unfinished"
+    assert (found.cells["S4", 5].at_least, found.cells["S4", 5].at_most) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "config", "last"),
+    [
+        ("S4", 4, {}, 990000),
+        ("S4", 3, {}, 210000),
+        ("Transformer", 18, {"batch_size": 64}, 490000),
+        (LINEAR_CDE, 3, {}, 990000),
+    ],
+    ids=["40 epochs", "40 epochs of length 3", "batch 64", "Linear CDE"],
+)
+def test_a_failure_is_a_run_that_went_on_to_the_papers_end(model, length, config, last):
+    whole = curve(model, 1, length, 0.5, last, **config)
+    short = curve(model, 1, length, 0.5, last - 10000, **config)
+    assert found_of(whole).trials[model, length, 1].finished
+    assert not found_of(short).trials[model, length, 1].finished
+
+
+def test_a_missing_run_is_not_run_and_no_failure():
+    found = found_of(failure("S4", 1, 4), curve("S4", 3, 4), failure("S4", 3, 20))
+    assert found.cells["S4", 3].state == "not run"
+    assert (found.cells["S4", 4].at_least, found.cells["S4", 4].at_most) == (2, 3)
+    assert found.cells["S4", 20].state == "not run"
+    assert "upper bound, fewer blocks not decided: S4, depth 3, length 4" in found.notes
+
+
+def test_blocks_that_failed_at_a_shorter_length_are_not_tried_at_longer_ones():
+    runs = [failure("S4", depth, 4) for depth in (1, 3, 4)]
+    found = found_of(*runs, curve("S4", 2, 4), failure("S4", 2, 5), curve("S4", 1, 6))
+    states = [found.cells["S4", length].state for length in LENGTHS]
+    assert states == ["not run", "2", *["not reached"] * 12]
+    assert found.notes == ["not counted, failed at a shorter length: S4, depth 1, length 6"]
+
+
+def test_the_papers_settings_are_preferred_to_better_runs_of_others():
+    paper, other = {"hidden_dim": 1024}, {"hidden_dim": 64}
+    found = found_of(failure("S4", 1, 5, **paper), curve("S4", 1, 5, **other))
+    assert found.cells["S4", 5].at_least == 2
+    assert "left out: S4, depth 1, length 5: hidden_dim 64, paper 1024" in found.notes[0]
+
+
+def test_the_papers_learning_rates_and_batch_sizes_depend_on_depth_and_length():
+    found = found_of(
+        curve("Mamba", 2, 4, learning_rate=0.0003),
+        curve("Mamba", 3, 8, learning_rate=0.0003),
+        curve("Transformer", 4, 14, batch_size=64),
+        curve("Transformer", 4, 16, batch_size=64),
+    )
+    departing = {key for key, trial in found.trials.items() if trial.other_settings}
+    assert departing == {("Mamba", 8, 3), ("Transformer", 14, 4)}
+
+
+def test_other_settings_are_marked_and_an_other_schedule_only_noted():
+    config = {"eval_interval": 1000, "hidden_dim": 256}
+    found = found_of(curve(LINEAR_CDE, 1, 3, **config), curve("RNN", 1, 3, hidden_dim=8))
+    rows = table_rows(plot_A5.markdown_table(found))
+    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["RNN *", LINEAR_CDE]
+    assert found.notes == [
+        "not the paper's schedule: Linear CDE, length 3: eval_interval 1000, paper 10000",
+        "not the paper's settings, used: RNN, depth 1, length 3: hidden_dim 8, paper 1024",
+    ]
+
+
+def test_a_failure_under_other_settings_marks_the_lengths_it_decides():
+    found = found_of(*(failure("S4", depth, 3, hidden_dim=8) for depth in (1, 2, 3, 4)))
+    assert found.cells["S4", 20].state == "not reached"
+    assert found.cells["S4", 20].other_settings == ["hidden_dim 8, paper 1024"]
+
+
+def test_what_the_paper_lacks_is_named_and_other_lengths_are_shown():
+    found = found_of(curve("LSTM", 1, 3), curve("S4", 5, 3), curve(LINEAR_CDE, 1, 25))
+    assert found.cells[LINEAR_CDE, 25].state == "1"
+    assert found.lengths == [*LENGTHS, 25]
+    assert [note.split(": ")[1] for note in found.notes] == [
+        "LSTM, depth 1, length 3",
+        "S4, depth 5, length 3",
+    ]
+
+
+# The figures.
+
+
+def test_the_table_tells_not_reached_from_unfinished_and_not_run():
+    runs = [curve("RNN", 1, 3), curve("RNN", 1, 4, best=0.5)]
+    found = found_of(*runs, *(failure("S4", depth, 3) for depth in (1, 2, 3, 4)))
+    text = plot_A5.markdown_table(found)
+    rows = {row.split("|")[1].strip(): row.split("|")[2:5] for row in table_rows(text)}
+    assert [cell.strip() for cell in rows["RNN"]] == ["1", "…", "·"]
+    assert [cell.strip() for cell in rows["S4"]] == ["–", "–", "–"]
+    legend_lines = [line[0] for line in text.splitlines() if line and not line.startswith("|")]
+    assert legend_lines == ["–", "…", "·"]
+
+
+def test_figure_2_has_the_papers_axes_levels_lines_and_order(tmp_path):
+    write_release(tmp_path)
+    figure = plot_A5.draw_figure(found_in(tmp_path), None)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "sequence length",
+        "minimum # blocks required",
+    )
+    assert legend(figure) == ["Mamba", "S4", "Transformer", "RNN", "Linear CDE"]
+    assert axes.get_xticks().tolist() == LENGTHS
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "2", "3", "4"]
+    bands = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in axes.patches]
+    assert [int(low + 0.5) for low, _ in bands] == [1, 2, 3, 4]
+    for model, line in lines_of(figure).items():
+        blocks = [float("nan") if n is None else n for n in TABLE["models"][model]]
+        heights = line.get_ydata() - plot_A5.OFFSETS[model]
+        assert np.allclose(heights, blocks, equal_nan=True)
+        inside = [any(low < y < high for low, high in bands) for y in line.get_ydata() if y == y]
+        assert all(inside)
+    assert len(set(plot_A5.OFFSETS.values())) == 5
+    assert list(plot_A5.OFFSETS.values()) == sorted(plot_A5.OFFSETS.values())
+
+
+def test_missing_lengths_break_a_line_and_show_in_its_label():
+    figure = plot_A5.draw_figure(found_of(curve("RNN", 1, 3), curve("RNN", 1, 5)), None)
+    assert legend(figure) == ["RNN (2 of 14 lengths)"]
+    drawn = lines_of(figure)["RNN (2 of 14 lengths)"].get_ydata()
+    assert np.isnan(drawn).tolist() == [False, True, False] + [True] * 11
+
+
+def test_upper_bounds_are_hollow_and_explained():
+    found = found_of(curve("S4", 1, 3), curve("S4", 3, 4))
+    figure = plot_A5.draw_figure(found, None)
+    (hollow,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert (hollow.get_xdata(), hollow.get_ydata()) == ([4], [3 + plot_A5.OFFSETS["S4"]])
+    assert plot_A5.BOUND_LABEL in legend(figure)
+
+
+def test_the_overlay_is_the_papers_table_thin_and_labelled():
+    figure = plot_A5.draw_figure(found_of(curve(LINEAR_CDE, 1, 3)), TABLE)
+    drawn = lines_of(figure)
+    ours = drawn.pop("Linear CDE (1 of 14 lengths)")
+    assert list(drawn) == [f"{model}, paper" for model in plot_A5.MODELS]
+    for model in plot_A5.MODELS:
+        line = drawn[f"{model}, paper"]
+        blocks = [number for number in TABLE["models"][model] if number]
+        heights = line.get_ydata()[: len(blocks)]
+        assert np.allclose(heights, np.add(blocks, plot_A5.OFFSETS[model] + 0.05))
+        assert line.get_linewidth() < ours.get_linewidth()
+
+
+@pytest.mark.parametrize("overlay", [None, TABLE])
+def test_the_legend_lies_inside_the_figure_and_above_the_axes(overlay):
+    runs = [curve(model, 1, 3, hidden_dim=8) for model in plot_A5.MODELS]
+    figure = plot_A5.draw_figure(found_of(*runs, curve("Transformer", 2, 5)), overlay)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert box.y0 >= figure.axes[0].get_window_extent().y1
+
+
+def test_a_model_has_one_colour_and_marker_everywhere():
+    for (model, depth, nonlinear), style in plot_toy.STYLES.items():
+        assert style["marker"] == figures.MODEL_STYLES[model]["marker"]
+        if (depth, nonlinear) == (2, False):
+            assert style["color"] == figures.MODEL_STYLES[model]["color"]
+    assert figures.MODEL_STYLES[LINEAR_CDE]["color"] == plot_toy.LCDE_COLOR
+    styles = figures.MODEL_STYLES.values()
+    assert len({s["marker"] for s in styles}) == len({s["color"] for s in styles}) == 5
+
+
+def test_curves_have_a_panel_per_model_and_a_line_per_length_and_depth(tmp_path):
+    write_release(tmp_path)
+    found = found_in(tmp_path)
+    figure = plot_A5.draw_curves(found, 0.9)
+    assert [axes.get_title() for axes in figure.axes] == list(plot_A5.MODELS)
+    s4 = figure.axes[1]
+    lines = [line for line in s4.lines if len(line.get_xdata()) > 2]
+    assert len(lines) == len([key for key in found.trials if key[0] == "S4"])
+    assert {line.get_linestyle() for line in lines} >= {"-", "--", "-."}
+    assert s4.get_xlim()[1] > 990000
+    assert 20000 < figure.axes[4].get_xlim()[1] < 21000
+    assert [f"length {n}" for n in LENGTHS] == legend(figure)[:14]
+    assert legend(figure)[14:] == [
+        "1 block",
+        "2 blocks",
+        "3 blocks",
+        "4 blocks",
+        "solved above 0.9",
+    ]
+
+
+@pytest.mark.parametrize("models", [1, 2, 3, 5])
+def test_the_curves_legend_lies_inside_the_figure_and_above_the_panels(models):
+    runs = [curve(model, 1, length) for model in plot_A5.MODELS[:models] for length in LENGTHS]
+    figure = plot_A5.draw_curves(found_of(*runs), 0.9)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert box.y0 >= max(axes.title.get_window_extent().y1 for axes in figure.axes)
+
+
+def test_the_shades_of_lengths_get_lighter_so_that_they_differ_in_grey():
+    found = found_of(*(curve(LINEAR_CDE, 1, length) for length in LENGTHS))
+    figure = plot_A5.draw_curves(found, 0.9)
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2][:-1]
+    greys = [np.dot(to_rgba(line.get_color())[:3], (0.299, 0.587, 0.114)) for line in lines]
+    assert len(greys) == 14
+    assert (np.diff(greys) > 0).all()
+
+
+# The command, as a user runs it.
+
+
+def test_the_command_prints_the_table_and_writes_the_same_bytes_from_any_folder(tmp_path):
+    write_release(tmp_path / "results", every_depth=True)
+    options = ["--table", "--curves", "--overlay", "published", "--strict"]
+    arguments = [*options, "--results-dir", str(tmp_path / "results"), "--output"]
+    done = run_from(tmp_path, *arguments, "new/two.pdf")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table_rows(done.stdout)[2:] == PAPER_TABLE.split("\n")[1:-1]
+    assert "wrote new/two_curves.png" in done.stdout
+    assert run_from("/", *arguments, tmp_path / "one.pdf").returncode == 0
+    for name in ("{}.pdf", "{}.png", "{}_curves.pdf", "{}_curves.png"):
+        one, two = tmp_path / name.format("one"), tmp_path / "new" / name.format("two")
+        assert one.read_bytes() == two.read_bytes()
+    pdf = (tmp_path / "one.pdf").read_bytes()
+    assert b"CreationDate" not in pdf
+    assert re.search(rb"/Type3\b", pdf) is None
+
+
+def test_the_figures_default_place_is_in_the_results(tmp_path):
+    write_run(tmp_path, LINEAR_CDE, 1, 3)
+    assert plot_A5.main(["--results-dir", str(tmp_path)]) == 0
+    names = sorted(path.name for path in tmp_path.glob("*.*"))
+    assert names == ["A5_plot_shaded_regions.pdf", "A5_plot_shaded_regions.png"]
+
+
+def test_an_empty_folder_gives_a_message_and_no_picture(tmp_path):
+    done = run_from("/", "--results-dir", tmp_path, "--curves", "--table")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"nothing to draw: no A5 results in {tmp_path}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_solve_nothing_give_curves_but_no_empty_figure(tmp_path):
+    write_run(tmp_path, "S4", 1, 3, accs=(0.02, 0.5))
+    done = run_from("/", "--results-dir", tmp_path, "--curves", "--table")
+    assert done.returncode == 1
+    assert "no run's accuracy exceeds 0.9" in done.stderr
+    assert "| S4 | … |" in done.stdout
+    assert sorted(path.name for path in tmp_path.glob("*.pdf")) == [
+        "A5_plot_shaded_regions_curves.pdf"
+    ]
+
+
+def test_a_corrupt_file_is_named_the_rest_drawn_and_strict_fails(tmp_path):
+    write_run(tmp_path, LINEAR_CDE, 1, 3)
+    broken = write_run(tmp_path, LINEAR_CDE, 1, 4)[1]
+    broken.write_bytes(broken.read_bytes()[:-1])
+    done = run_from("/", "--results-dir", tmp_path, "--table")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"warning: skipped {broken}: ")
+    assert "| Linear CDE | 1 | · |" in done.stdout
+    assert (tmp_path / "A5_plot_shaded_regions.png").exists()
+    assert run_from("/", "--results-dir", tmp_path, "--strict").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--results-dir", "nowhere"], "--results-dir: no such folder: nowhere"),
+        (["--output", "a.png"], "--output must end in .pdf, not 'a.png'"),
+        (["--watch", "0"], "argument --watch: 0 is not a positive number of seconds"),
+        (["--watch", "soon"], "argument --watch: soon is not a positive number of seconds"),
+        (["--overlay", "ours"], "argument --overlay: invalid choice: 'ours'"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_line_that_names_them(tmp_path, arguments, message):
+    done = run_from(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_exits_2(tmp_path):
+    write_run(tmp_path, LINEAR_CDE, 1, 3)
+    (tmp_path / "file").write_text("")
+    done = run_from(tmp_path, "--results-dir", ".", "--output", "file/a.pdf")
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr.splitlines()[-1]
+
+
+def test_help_has_examples():
+    done = run_from("/", "--help")
+    assert done.returncode == 0
+    assert done.stdout.count("python plot_A5.py") >= 3
+
+
+@pytest.mark.parametrize("script", ["plot_A5.py", "plot_toy.py"])
+def test_watch_draws_again_when_results_change_until_ctrl_c(tmp_path, script):
+    write_run(tmp_path, LINEAR_CDE, 1, 3)
+    toy = tmp_path / "outputs_toy"
+    toy.mkdir()
+    np.save(toy / "lin_cde_mse_2_run_0.npy", np.array(1e-8))
+    command = [sys.executable, REPO_ROOT / script, "--results-dir", tmp_path, "--watch", "0.1"]
+    # A shell's background jobs ignore Ctrl-C, and so would a watcher that inherits that.
+    watcher = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert "wrote" in watcher.stdout.readline()
+        assert "wrote" in watcher.stdout.readline()
+        png = next(tmp_path.glob("*.png"))
+        first = png.read_bytes()
+        np.save(toy / "lin_cde_mse_2_run_1.npy", np.array(1e-6))
+        write_run(tmp_path, LINEAR_CDE, 1, 4)
+        deadline = time.monotonic() + 30
+        while png.read_bytes() == first and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert png.read_bytes() != first
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(30) == 0
+    finally:
+        watcher.kill()
+        watcher.stdout.close()
+
+
+def test_watch_does_nothing_while_nothing_changes(tmp_path, monkeypatch):
+    codes, sleeps = [], []
+
+    def draw():
+        codes.append(7)
+        return 7
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures.time, "sleep", sleep)
+    assert figures.draw_and_watch(draw, tmp_path, 3.0) == 7
+    assert (codes, sleeps) == ([7], [3.0] * 5)
+
+
+def test_the_figure_imports_neither_jax_nor_torch_nor_pyplot():
+    code = (
+        "import sys, json, plot_A5; "
+        "print(json.dumps([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
