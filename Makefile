@@ -34,8 +34,8 @@ $(BIN)/python:
 	@touch $@
 
 .venv/dev.installed: $(LOCKED) | $(BIN)/python
-	@echo "installing the JAX wing and the test tools into .venv (a minute or two)"
-	$(INSTALL) '.[jax,dev]'
+	@echo "installing both wings and the test tools into .venv (a few minutes)"
+	$(INSTALL) '.[jax,torch,dev]'
 	@touch $@
 
 clean:

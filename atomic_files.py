@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -28,16 +28,17 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         temporary.replace(path)
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_together(contents: Sequence[tuple[Path, bytes]]) -> None:
     """Write several files: all bytes are on disk before the first name changes.
 
-    Names change in the mapping's order. Raises: OSError, with every file as it was before.
+    Names change in the order given; a name may come twice, with what it holds meanwhile and what
+    it ends with. Raises: OSError, with every file as it was before.
     """
     with ExitStack() as stack:
-        staged = [(stack.enter_context(_temporary_beside(path)), path) for path in contents]
-        for temporary, path in staged:
+        staged = [(stack.enter_context(_temporary_beside(path)), path) for path, _ in contents]
+        for (temporary, _), (_, data) in zip(staged, contents, strict=True):
             with temporary.open("wb") as handle:
-                handle.write(contents[path])
+                handle.write(data)
                 _to_disk(handle)
         for temporary, path in staged:
             temporary.replace(path)

@@ -52,10 +52,10 @@ class Checkpoints:
         stem = self.folder / f"step_{step:09d}"
         # The record's name changes last: without it the arrays do not count.
         write_together(
-            {
-                stem.with_suffix(".npz"): content,
-                stem.with_suffix(".json"): json.dumps(record).encode(),
-            }
+            [
+                (stem.with_suffix(".npz"), content),
+                (stem.with_suffix(".json"), json.dumps(record).encode()),
+            ]
         )
         for old in self._stems()[:-KEPT]:
             old.with_suffix(".json").unlink(missing_ok=True)

@@ -115,6 +115,104 @@ class LCDEA5Config(ExperimentConfig):
     checkpoint_interval: PositiveInt
 
 
+ToyModel = Literal["Mamba", "S4", "S5"]
+A5Model = Literal["RNN", "Transformer", "S4", "Mamba"]
+ScanBackend = Literal["auto", "mamba_ssm", "cpp", "reference"]
+Depth = PositiveInt
+Length = Annotated[int, Field(ge=2)]
+
+
+class SSMConfig(ExperimentConfig):
+    """What the two experiments with trained sequence models share."""
+
+    hidden_dim: PositiveInt
+    state_dim: PositiveInt
+    batch_size: PositiveInt
+    eval_interval: PositiveInt
+    eval_batch_size: PositiveInt
+    checkpoint_interval: PositiveInt
+    s4_mode: Literal["convolution", "scan"]
+    s4_softplus_step: bool
+    scan_backend: ScanBackend
+    compile: bool
+
+
+class SSMToyConfig(SSMConfig):
+    """S4, Mamba and S5 trained on the toy task (paper, Figure 1)."""
+
+    flags: ClassVar[Mapping[str, str]] = {
+        "-s": "seed",
+        "-n": "models",
+        "-d": "depths",
+        "-i": "input_dims",
+        "-nl": "nonlinear",
+    }
+    not_identity: ClassVar[frozenset[str]] = frozenset(
+        {"results_dir", "runs", "models", "input_dims", "depths", "nonlinear"}
+        | {"checkpoint_interval", "eval_batch_size"}
+    )
+
+    runs: PositiveInt
+    models: Annotated[list[ToyModel], Field(min_length=1)]
+    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
+    depths: Annotated[list[Depth], Field(min_length=1)]
+    nonlinear: Annotated[list[bool], Field(min_length=1)]
+    num_paths: Annotated[int, Field(ge=10)]
+    train_fraction: Fraction
+    paper_data: bool
+    block_order: Literal["activate_then_mix", "mix_then_activate"]
+    learning_rate: PositiveFloat
+    max_steps: PositiveInt
+
+
+class SSMA5Config(SSMConfig):
+    """RNN, Transformer, S4 and Mamba trained on a word problem (paper, Figure 2)."""
+
+    flags: ClassVar[Mapping[str, str]] = {
+        "-s": "seed",
+        "-n": "models",
+        "-l": "lengths",
+        "-d": "depths",
+    }
+    not_identity: ClassVar[frozenset[str]] = frozenset(
+        {"results_dir", "models", "lengths", "depths", "learning_rates", "other_batch_sizes"}
+        | {"batch_size", "search", "checkpoint_interval", "eval_batch_size"}
+    )
+
+    group: Literal[GROUP_NAMES]
+    models: Annotated[list[A5Model], Field(min_length=1)]
+    lengths: Annotated[list[Length], Field(min_length=1)]
+    depths: Annotated[list[Depth], Field(min_length=1)]
+    search: bool
+    samples: Annotated[int, Field(ge=10)]
+    data_seed: Annotated[int, Field(ge=0)]
+    train_fraction: Fraction
+    num_heads: PositiveInt
+    feed_forward_dim: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rates: dict[A5Model, Annotated[list[PositiveFloat], Field(min_length=1)]]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    other_batch_sizes: dict[A5Model, dict[Length, PositiveInt]]
+    short_batch_size: Annotated[int, Field(ge=0)]
+    epochs: PositiveInt
+    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for model in self.models:
+            known = len(self.learning_rates.get(model, []))
+            if known < max(self.depths):
+                raise ValueError(
+                    f"learning_rates: {known} for {model}, one for each depth up to "
+                    f"{max(self.depths)} is needed"
+                )
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} does not divide hidden_dim: {self.hidden_dim}"
+            )
+        return self
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-2 as a number, as YAML 1.2 does, and refuses a key named twice."""
 

@@ -4,8 +4,8 @@ import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,8 @@ from atomic_files import npy_bytes, write_together
 from machine import describe_machine, package_versions
 
 ROOT = Path(__file__).resolve().parent
+# The outcome in the record of a run that has results so far, but is not done.
+UNDER_WAY = "under way"
 
 
 class ResultsError(RuntimeError):
@@ -32,6 +34,7 @@ class Status(StrEnum):
 
     DONE = "done"
     MISSING = "missing"
+    NOT_NEEDED = "not needed"
     CONFLICT = "conflict"
 
 
@@ -45,6 +48,8 @@ class Run:
     label: str
     files: tuple[Path, ...]
     config: Mapping[str, Any]
+    # Why the results folder, as it is when asked, makes a missing run needless; "" where not.
+    not_needed: Callable[[], str] = field(default=str, compare=False)
 
     @property
     def record(self) -> Path:
@@ -54,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunState:
-    """A run's status and, for a conflict, its reason in words."""
+    """A run's status and, for a conflict or a run not needed, its reason in words."""
 
     run: Run
     status: Status
@@ -64,23 +69,34 @@ class RunState:
 def run_state(run: Run) -> RunState:
     """Decide from the files alone whether a run is done, missing, or in conflict with its files."""
     if not all(path.exists() for path in run.files):
-        return RunState(run, Status.MISSING)
+        reason = run.not_needed()
+        return RunState(run, Status.NOT_NEEDED if reason else Status.MISSING, reason)
     if not run.record.exists():
         reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
         return RunState(run, Status.CONFLICT, reason)
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
         config, digests = dict(record["config"]), dict(record["files"])
+        under_way = record.get("outcome") == UNDER_WAY
     except (ValueError, KeyError, TypeError):
         return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
     if config != run.config:
         return RunState(
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
+    if under_way:
+        return RunState(run, Status.MISSING, "under way: its files hold the results so far")
     for path in run.files:
         if digests.get(path.name) != _sha256(path.read_bytes()):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
     return RunState(run, Status.DONE)
+
+
+def outcome(run: Run) -> str | None:
+    """How a finished run of this config ended, in its record's words; None for any other."""
+    if not run.record.exists() or run_state(run).status is not Status.DONE:
+        return None
+    return json.loads(run.record.read_text(encoding="utf-8")).get("outcome")
 
 
 def runs_to_do(runs: Sequence[Run], overwrite: bool) -> list[Run]:
@@ -127,9 +143,12 @@ def save_run(
     contents = {p: npy_bytes(array) for p, array in zip(run.files, arrays, strict=True)}
     digests = {path.name: _sha256(data) for path, data in contents.items()}
     record = {"config": run.config, "files": digests, **details, "provenance": provenance}
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    # The record's name changes first: a crash right then leaves a new run that counts as missing.
-    write_together({run.record: text.encode(), **contents})
+    # Meanwhile the record says so: a crash between two names leaves a run that counts as missing.
+    meanwhile = {**record, "outcome": UNDER_WAY}
+    first, last = (
+        (json.dumps(r, indent=1, allow_nan=False) + "\n").encode() for r in (meanwhile, record)
+    )
+    write_together([(run.record, first), *contents.items(), (run.record, last)])
 
 
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:

@@ -7,11 +7,8 @@ The vocabulary is finite, so the fields A x_v are contracted once for each token
 once for each place (`states_by_token`); `states_by_scan` is the same scan written out plainly.
 """
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +22,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from threadpoolctl import threadpool_limits
 
 from allocator import keep_freed_memory
-from checkpoints import Checkpoints, checkpoint_folder
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.finite_groups import group
 from experiment_config import LCDEA5Config
-from experiment_results import Run, provenance, save_run
+from experiment_results import Run, provenance
 from linear_cde import control_path, scan_cde_solve, select_device
 from machine import available_cores
-from progress import progress_bar
 from shared_flows import Flows, states_in_order
 from token_cde import TokenCDE
+from training_loop import DataOrder, Schedule, report_divergence, train_run
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 DATA_FOLDER = "illusion"
@@ -137,6 +133,10 @@ class Batch(NamedTuple):
     tokens: UInt8[np.ndarray, "B L"]
     targets: UInt8[np.ndarray, "B L"]
 
+    def take(self, rows: np.ndarray) -> "Batch":
+        """Some of the sequences."""
+        return Batch(self.tokens[rows], self.targets[rows])
+
 
 @eqx.filter_jit(donate="all")
 def train_step(
@@ -221,127 +221,43 @@ def _predict(model: A5LinearCDE, states: np.ndarray, embedded: np.ndarray) -> np
     return np.argmax(hidden @ weight.T + bias, axis=1)
 
 
-class DataOrder:
-    """Endless batches of rows: every epoch a new order, any step without those before it."""
+class Training:
+    """A model, its AdamW state and its data, as the training loop wants them."""
 
-    def __init__(self, data: Batch, batch_size: int, seed: Sequence[int]):
-        """seed: integers that no other order of the run shares. A short last batch is left out."""
-        self.data = data
-        self.batch_size = min(batch_size, len(data.tokens))
-        self.seed = tuple(seed)
-        self.batches = len(data.tokens) // self.batch_size
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+    def __init__(
+        self,
+        model: A5LinearCDE,
+        orders: Sequence[tuple[Batch, DataOrder]],
+        validation: Batch,
+        config: LCDEA5Config,
+        key: PRNGKeyArray,
+    ):
+        """orders: for each update of a step its data and their order; a step folds `key`."""
+        self.optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+        moments = self.optimizer.init(eqx.filter(model, eqx.is_array))
+        self.state = TrainState(model, moments)
+        self.orders, self.validation, self.config, self.key = orders, validation, config, key
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        epoch, place = divmod(step, self.batches)
-        if epoch != self.epoch:
-            rng = np.random.default_rng([*self.seed, epoch])
-            self.epoch, self.order = epoch, rng.permutation(len(self.data.tokens))
-        rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
-        return Batch(self.data.tokens[rows], self.data.targets[rows])
+    def update(self, step: int) -> float:
+        """One update for each order; returns the first one's loss."""
+        batches = [data.take(order.rows(step)) for data, order in self.orders]
+        key = jr.fold_in(self.key, step)
+        self.state, loss = train_step(self.state, batches, key, self.optimizer, self.config.dropout)
+        return float(loss)
 
+    def evaluate(self) -> float:
+        """Accuracy over all positions of the validation sequences."""
+        return evaluate(self.state.model, self.validation, self.config.eval_batch_size)
 
-@dataclass
-class History:
-    """What a training run leaves: one entry an evaluation."""
+    def arrays(self) -> list[np.ndarray]:
+        """Parameters and moments."""
+        return [np.asarray(x) for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array))]
 
-    steps: list[int] = field(default_factory=list)
-    val_accs: list[float] = field(default_factory=list)
-    train_loss: list[float | None] = field(default_factory=list)  # mean since the one before
-    seconds: list[float] = field(default_factory=list)  # since the start, resumed or not
-
-
-@dataclass
-class Progress:
-    """Where a training run stands; all of it is in a checkpoint."""
-
-    state: TrainState
-    history: History
-    step: int = 0
-    loss_sum: float = 0.0
-    losses: int = 0
-    seconds: float = 0.0
-
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint."""
-        arrays = [np.asarray(x) for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array))]
-        numbers = {name: getattr(self, name) for name in ("step", "loss_sum", "losses", "seconds")}
-        checkpoints.save(self.step, arrays, {**numbers, "history": asdict(self.history)})
-
-    def resume(self, checkpoints: Checkpoints) -> None:
-        """Go to the newest checkpoint, if there is one."""
-        checkpoint = checkpoints.load()
-        if checkpoint is None:
-            return
-        arrays, rest = eqx.partition(self.state, eqx.is_array)
-        arrays = jax.tree.unflatten(jax.tree.structure(arrays), map(jnp.asarray, checkpoint.arrays))
-        self.state = eqx.combine(arrays, rest)
-        numbers = dict(checkpoint.state)
-        self.history = History(**numbers.pop("history"))
-        for name, value in numbers.items():
-            setattr(self, name, value)
-
-    def add_loss(self, loss: float) -> None:
-        """Count a step and its loss."""
-        self.step += 1
-        self.loss_sum += loss
-        self.losses += 1
-
-    def record(self, accuracy: float) -> None:
-        """Add an evaluation to the history."""
-        self.history.steps.append(self.step)
-        self.history.val_accs.append(accuracy)
-        self.history.train_loss.append(self.loss_sum / self.losses if self.losses else None)
-        self.history.seconds.append(round(self.seconds, 1))
-        self.loss_sum, self.losses = 0.0, 0
-
-
-def train_model(
-    model: A5LinearCDE,
-    step_batches: Callable[[int], Sequence[Batch]],
-    validation: Batch,
-    config: LCDEA5Config,
-    key: PRNGKeyArray,
-    checkpoints: Checkpoints,
-    description: str = "training",
-) -> tuple[A5LinearCDE, History, str]:
-    """Train until the accuracy exceeds `stop_accuracy` or for `max_steps`; resumes by itself.
-
-    step_batches(step) gives the batches of a step, an update each. Evaluations come every
-    `eval_interval` steps, the first before any update; a step's dropout key is folded from `key`.
-    Returns the model, the history and the outcome: "solved", "not solved", or "diverged ...".
-    """
-    optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
-    moments = optimizer.init(eqx.filter(model, eqx.is_array))
-    progress = Progress(TrainState(model, moments), History())
-    progress.resume(checkpoints)
-    since = time.monotonic() - progress.seconds
-    with progress_bar(description, config.max_steps, "step") as bar:
-        bar.update(progress.step)
-        while True:
-            progress.seconds = time.monotonic() - since
-            if progress.step % config.eval_interval == 0 or progress.step == config.max_steps:
-                accuracy = evaluate(progress.state.model, validation, config.eval_batch_size)
-                progress.record(accuracy)
-                bar.set_postfix_str(f"accuracy {accuracy:.4f}")
-                if accuracy > config.stop_accuracy:
-                    return progress.state.model, progress.history, "solved"
-                if progress.step == config.max_steps:
-                    return progress.state.model, progress.history, "not solved"
-            step_key = jr.fold_in(key, progress.step)
-            batches = step_batches(progress.step)
-            progress.state, loss = train_step(
-                progress.state, batches, step_key, optimizer, config.dropout
-            )
-            if not math.isfinite(loss):
-                outcome = f"diverged: the loss was {loss} at step {progress.step}"
-                return progress.state.model, progress.history, outcome
-            progress.add_loss(float(loss))
-            bar.update()
-            if progress.step % config.checkpoint_interval == 0:
-                progress.seconds = time.monotonic() - since
-                progress.save(checkpoints)
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Back to parameters and moments that `arrays` gave."""
+        current, rest = eqx.partition(self.state, eqx.is_array)
+        restored = jax.tree.unflatten(jax.tree.structure(current), map(jnp.asarray, arrays))
+        self.state = eqx.combine(restored, rest)
 
 
 def run_lcde_A5_experiment(  # noqa: N802
@@ -355,14 +271,8 @@ def run_lcde_A5_experiment(  # noqa: N802
     """
     keep_freed_memory()
     origin = provenance(PACKAGES, select_device(device))
-    outcomes = {
-        run.label: train_length(config, run, data_dir / DATA_FOLDER, origin) for run in runs
-    }
-    diverged = [
-        f"{label} {text}" for label, text in outcomes.items() if text.startswith("diverged")
-    ]
-    if diverged:
-        raise FloatingPointError("; ".join(diverged))
+    folder = data_dir / DATA_FOLDER
+    report_divergence({run.label: train_length(config, run, folder, origin) for run in runs})
 
 
 def train_length(config: LCDEA5Config, run: Run, folder: Path, origin: Mapping[str, Any]) -> str:
@@ -371,26 +281,19 @@ def train_length(config: LCDEA5Config, run: Run, folder: Path, origin: Mapping[s
     source = {"seed": config.data_seed, "samples": config.samples}
     rng = np.random.default_rng([config.seed, length, SPLIT])
     rows = load_word_problem(folder, symbols, length, **source)
-    train, validation = (Batch(*part) for part in split(*rows, config.train_fraction, rng))
-    orders = [DataOrder(train, config.batch_size, (config.seed, length, ORDER))]
+    training_rows, validation = (Batch(*part) for part in split(*rows, config.train_fraction, rng))
+    sources = [(training_rows, config.batch_size, ORDER)]
     if config.short_batch_size:
         pairs = Batch(*load_word_problem(folder, symbols, 2, **source))
-        orders.append(DataOrder(pairs, config.short_batch_size, (config.seed, length, SHORT_ORDER)))
+        sources.append((pairs, config.short_batch_size, SHORT_ORDER))
+    orders = [
+        (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
+        for data, size, tag in sources
+    ]
     model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed), length))
     model = A5LinearCDE(symbols.order, config.hidden_dim, key=model_key)
-    checkpoints = Checkpoints(checkpoint_folder(run), run.config)
-    _, history, outcome = train_model(
-        model,
-        lambda step: [order.batch(step) for order in orders],
-        validation,
-        config,
-        train_key,
-        checkpoints,
-        run.label,
+    training = Training(model, orders, validation, config, train_key)
+    schedule = Schedule(
+        config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    arrays = [np.asarray(history.steps), np.asarray(history.val_accs)]
-    save_run(run, arrays, {"outcome": outcome, "history": asdict(history)}, origin)
-    checkpoints.remove()
-    accuracy, step, seconds = history.val_accs[-1], history.steps[-1], history.seconds[-1]
-    print(f"{run.label}: {outcome}, accuracy {accuracy:.4f}, step {step:,}, {seconds:,.0f} s")
-    return outcome
+    return train_run(run, training, schedule, "accuracy", origin)

@@ -20,11 +20,13 @@ from experiment_config import (
     ExperimentConfig,
     LCDEA5Config,
     LCDEToyConfig,
+    SSMA5Config,
+    SSMToyConfig,
     load_config,
     parse_setting,
     parse_value,
 )
-from experiment_plan import plan_lcde_a5, plan_lcde_toy
+from experiment_plan import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
 from experiment_results import (
     ResultsError,
     Run,
@@ -42,6 +44,8 @@ examples:
   python run_experiment.py -m LCDE -e toy -i 2 --set runs=1 --results-dir results/mine
   python run_experiment.py -m LCDE -e toy -c experiment_configs/quick_lcde_toy.yaml
   python run_experiment.py -m LCDE -e A5 -l 5              the Linear CDE of Figure 2, one length
+  python run_experiment.py -m SequenceModel -e toy -n Mamba -d 1 -i 2 --set runs=1
+  python run_experiment.py -m SequenceModel -e A5 -n RNN -l 3 -d 1
 
 A run whose files are there with the same config is not repeated; files of another config are
 never replaced without --overwrite. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
@@ -76,6 +80,22 @@ EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
         wing="linear_cde_a5",
         function="run_lcde_A5_experiment",
         extra="jax",
+    ),
+    ("SequenceModel", "toy"): Experiment(
+        config_class=SSMToyConfig,
+        config_file="ssm_toy.yaml",
+        plan=plan_ssm_toy,
+        wing="torch_sequence_models",
+        function="run_sm_toy_experiment",
+        extra="torch",
+    ),
+    ("SequenceModel", "A5"): Experiment(
+        config_class=SSMA5Config,
+        config_file="ssm_a5.yaml",
+        plan=plan_ssm_a5,
+        wing="torch_sequence_models",
+        function="run_sm_A5_experiment",
+        extra="torch",
     ),
 }
 
@@ -149,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
-    experiment = find_experiment(arguments.model, arguments.experiment)
+    experiment = EXPERIMENTS[arguments.model, arguments.experiment]
     path = arguments.config or CONFIG_FOLDER / experiment.config_file
     config = load_config(
         experiment.config_class, path, overrides(arguments, experiment.config_class)
@@ -164,17 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
     if to_do:
         check_writable(to_do[0].record.parent)
         run_wing(experiment, config, to_do, arguments.data_dir.absolute(), arguments.device)
-    if arguments.experiment == "toy":  # Figure 2 has no comparison yet
-        print_next_step(results_dir)
+    print_next_step(results_dir)
     return 0
-
-
-def find_experiment(model: str, name: str) -> Experiment:
-    """Look an experiment up. Raises: ConfigError, for one that is not there yet."""
-    if (model, name) not in EXPERIMENTS:
-        there = ", ".join(f"-m {m} -e {e}" for m, e in EXPERIMENTS)
-        raise ConfigError(f"-m {model} -e {name} is not there yet; what can be run: {there}")
-    return EXPERIMENTS[model, name]
 
 
 def overrides(
@@ -211,7 +222,7 @@ def print_plan(runs: Sequence[Run]) -> None:
     states = [run_state(run) for run in runs]
     for state in states:
         reason = f"  ({state.reason})" if state.reason else ""
-        print(f"{state.status:<9} {state.run.label:<12} {state.run.files[0]}{reason}")
+        print(f"{state.status:<10} {state.run.label:<12} {state.run.files[0]}{reason}")
     counts = ", ".join(f"{sum(s.status is status for s in states)} {status}" for status in Status)
     print(f"{len(runs)} runs: {counts}")
 

@@ -11,9 +11,10 @@ from jaxtyping import install_import_hook
 from experiment_config import CONFIG_FOLDER, LCDEToyConfig, load_config
 
 # From here on these modules check every annotated shape and dtype when a function is called.
-install_import_hook(
-    ["linear_cde", "shared_flows", "token_cde", "data_dir.datasets"], "beartype.beartype"
-)
+CHECKED = ["linear_cde", "shared_flows", "token_cde", "data_dir.datasets"]
+if find_spec("torch"):
+    CHECKED += ["torch_layers", "torch_sequence_models"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

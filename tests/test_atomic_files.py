@@ -99,7 +99,7 @@ def test_a_disk_that_is_really_full_changes_nothing(small_disk):
     with pytest.raises(OSError, match="No space left"):
         save_array(path, np.ones(100_000))
     with pytest.raises(OSError, match="No space left"):
-        write_together({path: b"new", small_disk / "other": bytes(100_000)})
+        write_together(list({path: b"new", small_disk / "other": bytes(100_000)}.items()))
     assert content(small_disk) == before
 
 
@@ -116,7 +116,7 @@ def test_an_array_comes_back_and_objects_are_refused(tmp_path):
 
 
 def test_files_written_together_all_appear(tmp_path):
-    write_together({tmp_path / "a": b"1", tmp_path / "sub" / "b": b"2"})
+    write_together(list({tmp_path / "a": b"1", tmp_path / "sub" / "b": b"2"}.items()))
     assert content(tmp_path) == {"a": b"1", "b": b"2"}
 
 
@@ -127,14 +127,14 @@ def test_files_written_together_stay_as_they_were_when_one_does_not_fit(
     (tmp_path / "a").write_bytes(b"old")
     disk_full_at_sync(nth)
     with pytest.raises(OSError, match="No space left"):
-        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+        write_together(list({tmp_path / "a": b"new", tmp_path / "b": b"new"}.items()))
     assert content(tmp_path) == {"a": b"old"}
 
 
 def test_files_written_together_stay_as_they_were_when_a_folder_cannot_be_made(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(OSError, match="a"):
-        write_together({tmp_path / "b": b"new", tmp_path / "a" / "c": b"new"})
+        write_together(list({tmp_path / "b": b"new", tmp_path / "a" / "c": b"new"}.items()))
     assert content(tmp_path) == {"a": b"old"}
 
 
@@ -142,7 +142,7 @@ def test_files_written_together_stay_as_they_were_when_a_folder_has_the_name(tmp
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "b").mkdir()
     with pytest.raises(IsADirectoryError):
-        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+        write_together(list({tmp_path / "a": b"new", tmp_path / "b": b"new"}.items()))
     assert content(tmp_path) == {"a": b"old"}
 
 
@@ -152,6 +152,6 @@ def test_the_name_changes_only_after_the_bytes_are_on_disk(tmp_path, monkeypatch
     monkeypatch.setattr(
         atomic_files.os, "fsync", lambda _: seen.append([path.exists() for path in paths])
     )
-    write_together({path: b"new" for path in paths})
+    write_together(list({path: b"new" for path in paths}.items()))
     assert seen == [[False, False], [False, False]]
     assert all(path.exists() for path in paths)

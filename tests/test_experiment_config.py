@@ -17,7 +17,14 @@ from experiment_config import (
 )
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))
-CLASSES = ExperimentConfig.__subclasses__()
+
+
+def leaves(config_class) -> list:
+    below = [leaf for child in config_class.__subclasses__() for leaf in leaves(child)]
+    return below or [config_class]
+
+
+CLASSES = leaves(ExperimentConfig)
 PAPER = yaml.safe_load((CONFIG_FOLDER / "lcde_toy.yaml").read_text())
 FIELDS = list(LCDEToyConfig.model_fields)
 

@@ -15,10 +15,12 @@ import atomic_files
 import experiment_results
 from experiment_plan import plan_lcde_toy
 from experiment_results import (
+    UNDER_WAY,
     ResultsError,
     Run,
     Status,
     check_writable,
+    outcome,
     provenance,
     run_state,
     runs_to_do,
@@ -126,7 +128,7 @@ def test_every_conflict_is_named_and_only_overwriting_passes_it(run, tmp_path):
     assert runs_to_do([other, stray], overwrite=True) == [other, stray]
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_a_full_disk_while_saving_leaves_the_former_result_whole(run, monkeypatch, nth):
     before, syncs = content(run.record.parent), iter(range(1, 9))
 
@@ -139,6 +141,59 @@ def test_a_full_disk_while_saving_leaves_the_former_result_whole(run, monkeypatc
         save_run(replace(run, config={"seed": 2}), [np.ones(3), np.ones(3)], {}, ORIGIN)
     assert content(run.record.parent) == before
     assert run_state(run).status is Status.DONE
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+@pytest.mark.parametrize("before", ["nothing", UNDER_WAY, "another result"])
+def test_a_crash_between_two_names_leaves_a_run_to_do_and_no_conflict(
+    run, tmp_path, monkeypatch, nth, before
+):
+    mine = replace(run, files=tuple(tmp_path / "mine" / p.name for p in run.files))
+    arrays = [np.ones(3), np.ones(3)]
+    if before != "nothing":
+        save_run(mine, [np.zeros(3), np.zeros(3)], {"outcome": before}, ORIGIN)
+    replacements, rename = iter(range(1, 9)), Path.replace
+
+    def interrupted(path: Path, target: Path) -> None:
+        if next(replacements) == nth:
+            raise Crash
+        rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(Crash):
+            save_run(mine, arrays, {"outcome": "finished"}, ORIGIN)
+    untouched = nth == 1 and before == "another result"
+    assert run_state(mine).status is (Status.DONE if untouched else Status.MISSING)
+    save_run(mine, arrays, {"outcome": "finished"}, ORIGIN)
+    assert run_state(mine).status is Status.DONE
+    assert outcome(mine) == "finished"
+
+
+def test_results_of_a_run_under_way_are_there_but_it_is_still_to_do(run):
+    save_run(run, [np.ones(2), np.ones(2)], {"outcome": UNDER_WAY}, ORIGIN)
+    assert run_state(run).status is Status.MISSING
+    assert runs_to_do([run], overwrite=False) == [run]
+    assert outcome(run) is None
+    assert np.array_equal(np.load(run.files[0]), np.ones(2))
+
+
+def test_results_under_way_of_another_config_are_in_the_way(run):
+    save_run(run, [np.ones(2), np.ones(2)], {"outcome": UNDER_WAY}, ORIGIN)
+    assert run_state(replace(run, config={"seed": 2})).status is Status.CONFLICT
+
+
+def test_a_missing_run_that_is_not_needed_is_not_to_be_done(run, tmp_path):
+    elsewhere = (tmp_path / "other.npy",)
+    needless = replace(run, files=elsewhere, not_needed=lambda: "a shallower one solves it")
+    state = run_state(needless)
+    assert (state.status, state.reason) == (Status.NOT_NEEDED, "a shallower one solves it")
+    assert runs_to_do([needless], overwrite=False) == []
+    assert run_state(replace(run, not_needed=lambda: "why")).status is Status.DONE
 
 
 def test_a_record_never_holds_what_json_cannot(run):

@@ -29,17 +29,17 @@ from linear_cde_a5 import (
     SPLIT,
     A5LinearCDE,
     Batch,
-    DataOrder,
+    Training,
     TrainState,
     drop,
     evaluate,
     mean_cross_entropy,
     states_by_scan,
     states_by_token,
-    train_model,
     train_step,
 )
 from run_experiment import main
+from training_loop import DataOrder, Schedule, train
 
 ROOT = Path(__file__).resolve().parents[1]
 A5 = group("A5")
@@ -166,18 +166,6 @@ def test_a_step_is_one_adamw_update_for_each_batch_in_order():
         assert relative_error(ours, plain) < 1e-4
 
 
-def test_data_order_visits_every_row_once_an_epoch_and_needs_no_past():
-    data = sequences(10, 3)
-    order = DataOrder(data, 2, seed=(1, 2))
-    epoch = np.concatenate([order.batch(step).tokens for step in range(5)])
-    assert sorted(map(tuple, epoch)) == sorted(map(tuple, data.tokens))
-    fresh = DataOrder(data, 2, seed=(1, 2)).batch(7)
-    assert np.array_equal(fresh.tokens, order.batch(7).tokens)
-    assert not np.array_equal(
-        np.concatenate([order.batch(step).tokens for step in range(5, 10)]), epoch
-    )
-
-
 def test_split_and_orders_draw_from_streams_of_their_own():
     # NumPy pads short seeds with zeros, so a tag of 0 would repeat the stream without a tag.
     seeds = [[], [SPLIT], [ORDER, 0], [SHORT_ORDER, 0]]
@@ -186,12 +174,12 @@ def test_split_and_orders_draw_from_streams_of_their_own():
 
 
 def test_a_run_that_diverges_says_so(tmp_path):
-    overrides = {"hidden_dim": (8, ""), "learning_rate": (1e30, ""), "max_steps": (50, "")}
+    overrides = {"hidden_dim": (8, ""), "learning_rate": (1e30, "")}
     config = load_config(LCDEA5Config, CONFIG_FOLDER / "quick_lcde_a5.yaml", overrides)
     batch = sequences(20, 4)
-    _, history, outcome = train_model(
-        small_model(8), lambda step: [batch], batch, config, jr.key(0), Checkpoints(tmp_path, {})
-    )
+    training = Training(small_model(8), [(batch, DataOrder(20, 4, (0,)))], batch, config, jr.key(0))
+    schedule = Schedule(max_steps=50, eval_interval=50, checkpoint_interval=50)
+    history, outcome = train(training, schedule, Checkpoints(tmp_path, {}), "accuracy")
     assert outcome.startswith("diverged: the loss was")
     assert history.steps == [0]
 
@@ -234,7 +222,7 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
         wait_for_checkpoint(killed, step=120 * kill, process=process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert not (killed / "outputs_A5").exists() or not list((killed / "outputs_A5").iterdir())
+        assert results_of(killed)[2]["outcome"] == "under way"
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **settings)
     steps, accuracies, record = results_of(tmp_path / "whole")
     again = results_of(killed)

@@ -1,0 +1,223 @@
+"""The selective scan on a CPU: the C++ against the two ways to do without it.
+
+Forward and backward of the layer's operation, float32, real A, B and C that follow the input, step
+bias and softplus, as the Mamba layer calls it. In one process, in turn, medians. *usual*: the form
+of mamba-ssm's own fallback, which discretises all positions into (B, D, L, N) tensors and then
+loops over them, differentiated by PyTorch; at a smaller batch and scaled linearly, as the result
+says. *lean*: the reference backend, a loop that discretises each position when its turn comes.
+Also: the forward pass against torch.exp alone over B D L N numbers, and the cost at twice each of
+B, D, L and N. Run it on an otherwise idle machine. The last line is one JSON object.
+
+    python benchmarks/selective_scan.py [--sizes toy a5] [--repeats 5] [--tiny]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from machine import available_cores, describe_machine, package_versions
+from selective_scan import choose_backend, selective_scan
+
+
+@dataclass(frozen=True)
+class Size:
+    """Batch, channels, positions, states; and the batch at which `usual` runs."""
+
+    B: int
+    D: int
+    L: int
+    N: int
+    usual_batch: int
+
+
+SIZES = {"toy": Size(32, 256, 100, 256, 4), "a5": Size(32, 1024, 20, 64, 4)}
+TINY_SIZES = {"toy": Size(2, 8, 10, 16, 1), "a5": Size(2, 16, 5, 8, 1)}
+
+Scan = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def draw_arguments(size: Size) -> dict[str, Tensor]:
+    """Arguments with the values of a freshly initialised Mamba layer, all to be differentiated."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    B, D, L, N, _ = astuple(size)
+    arguments = {
+        "u": normal(B, D, L),
+        "delta": 0.1 * normal(B, D, L),
+        "A": -torch.arange(1.0, N + 1).repeat(D, 1),
+        "B": normal(B, N, L),
+        "C": normal(B, N, L),
+        "D": torch.ones(D),
+        "delta_bias": torch.full((D,), -4.6),
+    }
+    return {name: tensor.requires_grad_() for name, tensor in arguments.items()}
+
+
+def ours(arguments: Mapping[str, Tensor]) -> Tensor:
+    """The C++."""
+    return selective_scan(**arguments, delta_softplus=True, backend="cpp")
+
+
+def lean(arguments: Mapping[str, Tensor]) -> Tensor:
+    """The reference backend."""
+    return selective_scan(**arguments, delta_softplus=True, backend="reference")
+
+
+def usual(arguments: Mapping[str, Tensor]) -> Tensor:
+    """All positions discretised first, then a loop that picks each of them by its index."""
+    u, A, B, C, D = (arguments[name] for name in ("u", "A", "B", "C", "D"))
+    delta = softplus(arguments["delta"] + arguments["delta_bias"][:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    x = A.new_zeros((u.shape[0], *A.shape))
+    ys = []
+    for t in range(u.shape[2]):
+        x = decay[:, :, t] * x + inputs[:, :, t]
+        ys.append(torch.einsum("bdn,bn->bd", x, C[:, :, t]))
+    return torch.stack(ys, dim=2) + u * D[:, None]
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def forward_backward(scan: Scan, size: Size) -> Callable[[], None]:
+    """A call that runs a scan and its derivative; the arguments are made beforehand."""
+    arguments = draw_arguments(size)
+    dy = torch.ones_like(arguments["u"])
+
+    def run() -> None:
+        torch.autograd.grad(scan(arguments), list(arguments.values()), dy)
+
+    return run
+
+
+def forward_only(size: Size) -> Callable[[], Tensor]:
+    """A call that runs our scan without preparing its derivative."""
+    arguments = {name: tensor.detach() for name, tensor in draw_arguments(size).items()}
+    return lambda: ours(arguments)
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, one of each in turn, after a warm-up."""
+    for run in runs.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            taken[name].append(seconds(run))
+    return taken
+
+
+def measure(size: Size, repeats: int) -> dict[str, object]:
+    """All figures of one size."""
+    exponents = -torch.rand(size.B * size.D * size.L * size.N)
+    few = replace(size, B=size.usual_batch)
+    runs = {
+        "ours": forward_backward(ours, size),
+        "usual": forward_backward(usual, few),
+        "lean": forward_backward(lean, size),
+        "forward": forward_only(size),
+        "torch_exp": lambda: torch.exp(exponents),
+    }
+    taken = alternate(runs, repeats)
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    usual_s = median["usual"] * size.B / size.usual_batch
+    return {
+        "shape": {"B": size.B, "D": size.D, "L": size.L, "N": size.N},
+        "ours_s": _rounded(median["ours"]),
+        "usual_s": _rounded(usual_s),
+        "speedup": _rounded(usual_s / median["ours"]),
+        "usual": f"batch {size.usual_batch}, times {size.B / size.usual_batch:g}",
+        "lean_s": _rounded(median["lean"]),
+        "lean_speedup": _rounded(median["lean"] / median["ours"]),
+        "forward_s": _rounded(median["forward"]),
+        "torch_exp_s": _rounded(median["torch_exp"]),
+        "backward_over_forward": _rounded(median["ours"] / median["forward"] - 1),
+        "all_s": {name: [_rounded(s) for s in values] for name, values in taken.items()},
+        "largest_relative_difference": largest_relative_difference(few),
+        "linearity": linearity(size, repeats),
+    }
+
+
+def largest_relative_difference(size: Size) -> float:
+    """How far our gradients are from those of `usual`: the largest over arguments."""
+    arguments = draw_arguments(size)
+    dy = torch.ones_like(arguments["u"])
+    both = [
+        torch.autograd.grad(scan(arguments), list(arguments.values()), dy) for scan in (ours, usual)
+    ]
+    errors = [
+        float((found - expected).abs().max() / expected.abs().max())
+        for found, expected in zip(*both, strict=True)
+    ]
+    return float(f"{max(errors):.1e}")
+
+
+def linearity(size: Size, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of ours at half of B, D, L and N each, and at the size itself."""
+    points = {letter: max(getattr(size, letter) // 2, 1) for letter in "BDLN"}
+    runs = {
+        letter: forward_backward(ours, replace(size, **{letter: half}))
+        for letter, half in points.items()
+    }
+    taken = alternate({"whole": forward_backward(ours, size), **runs}, repeats)
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    return {
+        letter: {
+            str(half): _rounded(median[letter]),
+            str(getattr(size, letter)): _rounded(median["whole"]),
+        }
+        for letter, half in points.items()
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
+    arguments = parser.parse_args()
+    if arguments.repeats < 1 or arguments.threads < 1:
+        parser.error("--repeats and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    choose_backend("cpu", "cpp")
+    sizes = TINY_SIZES if arguments.tiny else SIZES
+    result = {
+        "benchmark": "selective scan, forward and backward, float32",
+        **{name: measure(sizes[name], arguments.repeats) for name in arguments.sizes},
+        "threads": arguments.threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": {**describe_machine(), "packages": package_versions(["torch"])},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

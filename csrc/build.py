@@ -1,0 +1,114 @@
+"""Compile and load the operators of `selective_scan.cpp`: once for each PyTorch, CPU and source."""
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from experiment_results import UnavailableError
+
+SOURCE = Path(__file__).with_name("selective_scan.cpp")
+NAME = "selective_scan"
+ERROR_LINES = 20
+
+# PyTorch's vector types take their width from these, as PyTorch's own kernels do.
+CPU_FLAGS = {
+    "AVX512": "-DCPU_CAPABILITY_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
+    "AVX2": "-DCPU_CAPABILITY_AVX2 -mavx2 -mfma -mf16c",
+}
+# Apple's compiler has no OpenMP; without it the operators use one thread.
+OPENMP_FLAGS = ["-fopenmp"] if sys.platform == "linux" else []
+
+
+class CompilationError(RuntimeError):
+    """The operators do not compile here; the message ends with the compiler's last lines."""
+
+
+def load_operators() -> None:
+    """Load `torch.ops.selective_scan`, compiling it where no build of it is in the user's cache.
+
+    The cache is TORCH_EXTENSIONS_DIR, or torch_extensions in the user's cache folder. Processes
+    that start at once compile once. To be called once in a process.
+    Raises: UnavailableError, without a compiler or ninja; CompilationError.
+    """
+    flags = _compiler_flags()
+    library = _library_path(flags)
+    if not library.exists():
+        _check_tools()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(library.with_suffix(".lock")):
+            if not library.exists():
+                _compile_and_load(library, flags)
+                return
+    torch.ops.load_library(library)
+
+
+def _compiler_flags() -> list[str]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    known = capability if capability in CPU_FLAGS else "DEFAULT"
+    flags = [f"-DCPU_CAPABILITY={known}", *CPU_FLAGS.get(known, "").split()]
+    return ["-O3", "-fno-math-errno", "-fno-trapping-math", *OPENMP_FLAGS, *flags]
+
+
+def _library_path(flags: list[str]) -> Path:
+    cache = os.environ.get("TORCH_EXTENSIONS_DIR") or (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    )
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    digest = hashlib.sha256(" ".join(flags).encode() + SOURCE.read_bytes()).hexdigest()[:12]
+    name = f"{NAME}_torch{torch.__version__}_{python}_{capability}_{digest}.so"
+    return Path(cache) / name
+
+
+def _check_tools() -> None:
+    compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler) is None:
+        raise UnavailableError(
+            f"the C++ compiler {compiler} is not installed: install g++ (apt install g++)"
+        )
+    with _python_folder_on_path():
+        if shutil.which("ninja") is None:
+            raise UnavailableError("ninja is not installed: pip install ninja")
+
+
+def _compile_and_load(library: Path, flags: list[str]) -> None:
+    from torch.utils import cpp_extension
+
+    print("compiling the selective scan, once, about half a minute", file=sys.stderr, flush=True)
+    # A folder of its own: a build that was killed leaves nothing that a later one would wait for.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _python_folder_on_path():
+        try:
+            cpp_extension.load(
+                NAME,
+                [str(SOURCE)],
+                extra_cflags=flags,
+                extra_ldflags=OPENMP_FLAGS,
+                build_directory=folder,
+                is_python_module=False,
+            )
+        except RuntimeError as error:
+            last_lines = "\n".join(str(error).splitlines()[-ERROR_LINES:])
+            raise CompilationError(
+                f"{SOURCE.name} does not compile here (backend='reference' does without it):\n"
+                + last_lines
+            ) from None
+        (Path(folder) / f"{NAME}.so").replace(library)
+
+
+@contextmanager
+def _python_folder_on_path() -> Iterator[None]:
+    """Let ninja be found where pip put it, in an environment that is not activated too."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([path, str(Path(sys.executable).parent)])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path

@@ -1,0 +1,94 @@
+"""When a training run evaluates, stops and resumes, without any framework."""
+
+import numpy as np
+import pytest
+
+from checkpoints import Checkpoints
+from training_loop import DataOrder, Schedule, train
+
+
+class Walk:
+    """A model whose state is a sum of its steps' draws; its metric is the number of updates."""
+
+    def __init__(self, stop_at=None):
+        self.total, self.updates, self.stop_at = 0.0, 0.0, stop_at
+
+    def update(self, step):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        draw = float(np.random.default_rng([7, step]).random())
+        self.total, self.updates = self.total + draw, self.updates + 1
+        return draw
+
+    def evaluate(self):
+        return self.updates
+
+    def arrays(self):
+        return [np.array([self.total, self.updates])]
+
+    def restore(self, arrays):
+        self.total, self.updates = map(float, arrays[0])
+
+
+class Explosive(Walk):
+    def update(self, step):
+        return super().update(step) if step < 3 else float("nan")
+
+
+SCHEDULE = Schedule(max_steps=25, eval_interval=10, checkpoint_interval=4)
+
+
+def test_evaluations_come_before_the_first_update_at_every_interval_and_at_the_end(tmp_path):
+    history, outcome = train(Walk(), SCHEDULE, Checkpoints(tmp_path, {}), "updates")
+    assert history.steps == history.metric == [0, 10, 20, 25]
+    assert outcome == "finished"
+    assert history.train_loss[0] is None
+    draws = [np.random.default_rng([7, step]).random() for step in range(25)]
+    means = [np.mean(draws[:10]), np.mean(draws[10:20]), np.mean(draws[20:])]
+    assert history.train_loss[1:] == pytest.approx(means)
+
+
+def test_training_stops_above_the_threshold_and_not_at_it(tmp_path):
+    schedule = Schedule(max_steps=25, eval_interval=5, checkpoint_interval=4, stop_above=10)
+    history, outcome = train(Walk(), schedule, Checkpoints(tmp_path, {}), "updates")
+    assert (history.steps[-1], outcome) == (15, "solved")
+
+
+def test_a_threshold_never_exceeded_is_not_solved(tmp_path):
+    schedule = Schedule(max_steps=25, eval_interval=5, checkpoint_interval=4, stop_above=25)
+    assert train(Walk(), schedule, Checkpoints(tmp_path, {}), "updates")[1] == "not solved"
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 10, 12, 24])
+def test_a_stopped_run_goes_on_to_the_history_of_an_undisturbed_one(tmp_path, stop_at):
+    whole, _ = train(Walk(), SCHEDULE, Checkpoints(tmp_path / "whole", {}), "updates")
+    checkpoints = Checkpoints(tmp_path / "stopped", {})
+    with pytest.raises(KeyboardInterrupt):
+        train(Walk(stop_at), SCHEDULE, checkpoints, "updates")
+    again, _ = train(Walk(), SCHEDULE, checkpoints, "updates")
+    assert (again.steps, again.metric, again.train_loss) == (
+        whole.steps,
+        whole.metric,
+        whole.train_loss,
+    )
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
+    history, outcome = train(Explosive(), SCHEDULE, Checkpoints(tmp_path, {}), "updates")
+    assert outcome == "diverged: the loss was nan at step 3"
+    assert history.steps == [0]
+
+
+def test_data_order_visits_every_row_once_an_epoch_and_needs_no_past():
+    order = DataOrder(10, 2, seed=(1, 2))
+    epoch = np.concatenate([order.rows(step) for step in range(5)])
+    assert sorted(epoch) == list(range(10))
+    assert np.array_equal(DataOrder(10, 2, seed=(1, 2)).rows(7), order.rows(7))
+    second = np.concatenate([order.rows(step) for step in range(5, 10)])
+    assert sorted(second) == list(range(10))
+    assert not np.array_equal(second, epoch)
+
+
+def test_data_orders_of_other_seeds_differ():
+    orders = [DataOrder(100, 100, seed).rows(0) for seed in ((1, 2), (1, 3), (2, 2))]
+    assert not any(np.array_equal(orders[i], orders[j]) for i in range(3) for j in range(i))

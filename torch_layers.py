@@ -1,0 +1,272 @@
+"""The layers of the paper's sequence models: Transformer, RNN, S4, Mamba's SSM, S5.
+
+Every layer maps (B, L, D) to (B, L, D) causally. Letters: B sequences, L positions, D width, N
+states a channel, R rank of Mamba's step. Parameters are drawn from an explicit generator, and
+dropout draws from one too; no layer reads the global one.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from selective_scan import selective_scan
+
+STEP_RANGE = (1e-3, 1e-1)
+SMALLEST_STEP = 1e-4
+
+
+class Dropout(nn.Module):
+    """Dropout whose draws come from a generator of the caller's, on the device of its inputs."""
+
+    def __init__(self, rate: float, generator: torch.Generator):
+        """rate: the probability of a zero."""
+        super().__init__()
+        self.rate, self.generator = rate, generator
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Each value 0 with probability `rate`, else over 1 - rate; x itself in evaluation."""
+        if self.rate == 0 or not self.training:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
+        return x * kept / (1 - self.rate)
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
+    """PyTorch's linear layer and its default initialisation, uniform in +-1/sqrt(inputs)."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    bound = 1 / math.sqrt(inputs)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer
+
+
+class PositionalEncoding(nn.Module):
+    """Sine and cosine of the position at geometric frequencies (Vaswani et al., 2017), added."""
+
+    def __init__(self, width: int, length: int, dropout: Dropout):
+        """length: the longest input, L."""
+        super().__init__()
+        positions = torch.arange(length)[:, None]
+        angles = positions * torch.exp(-math.log(1e4) * torch.arange(0, width, 2) / width)
+        table = torch.stack([torch.sin(angles), torch.cos(angles)], dim=-1)
+        self.register_buffer("table", table.reshape(length, -1)[:, :width], persistent=False)
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Input plus encoding, then dropout."""
+        return self.dropout(x + self.table[: x.shape[1]])
+
+
+class TransformerLayer(nn.Module):
+    """A post-norm encoder layer with a causal mask: attention, then a ReLU feed-forward layer."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        dropout: Dropout,
+        generator: torch.Generator,
+    ):
+        """Width is a multiple of heads."""
+        super().__init__()
+        self.heads = heads
+        self.project = linear(width, 3 * width, generator)
+        self.attended = linear(width, width, generator)
+        # As PyTorch's attention: Xavier for the three projections together, biases zero.
+        nn.init.xavier_uniform_(self.project.weight, generator=generator)
+        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.attended.bias)
+        self.expand = linear(width, feed_forward, generator)
+        self.contract = linear(feed_forward, width, generator)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Each position attends to itself and those before it."""
+        x = self.norms[0](x + self.dropout(self.attention(x)))
+        hidden = self.dropout(torch.relu(self.expand(x)))
+        return self.norms[1](x + self.dropout(self.contract(hidden)))
+
+    def attention(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Scaled dot-product attention, dropout on its weights."""
+        length = x.shape[1]
+        queries, keys, values = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.project(x).chunk(3, dim=2)
+        )
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])
+        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        weights = torch.softmax(scores.masked_fill(future, -math.inf), dim=-1)
+        mixed = self.dropout(weights) @ values
+        return self.attended(mixed.transpose(1, 2).flatten(2))
+
+
+class RNN(nn.Module):
+    """h_t = tanh(W x_t + b + U h_{t-1} + c), h_0 = 0; the output is h."""
+
+    def __init__(self, width: int, generator: torch.Generator):
+        """All parameters uniform in +-1/sqrt(D), as in PyTorch."""
+        super().__init__()
+        self.rnn = nn.RNN(width, width, batch_first=True, device="meta").to_empty(device="cpu")
+        bound = 1 / math.sqrt(width)
+        for parameter in self.rnn.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The hidden state at every position."""
+        return self.rnn(x)[0]
+
+
+def log_uniform_steps(width: int, generator: torch.Generator) -> Float[Tensor, " D"]:
+    """Initial steps Delta, log-uniform in [0.001, 0.1], at least 1e-4."""
+    low, high = map(math.log, STEP_RANGE)
+    draws = torch.rand(width, generator=generator) * (high - low) + low
+    return draws.exp().clamp(min=SMALLEST_STEP)
+
+
+class S4Recurrence(nn.Module):
+    """S4 with a diagonal A: one complex linear system of N states for each channel.
+
+    x_l = exp(Delta A) x_{l-1} + Delta B u_l, y_l = 2 Re(C x_l) + D u_l, A = -exp(a) + i b. It is
+    time-invariant, so y is a causal convolution of u: `mode` "convolution", or "scan" step by step,
+    as the paper computed it. `softplus_step`: the released code hands exp(log Delta) to a scan that
+    applies softplus again, so that its steps are 0.69 to 0.74; false gives Delta itself.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        states: int,
+        mode: Literal["convolution", "scan"],
+        softplus_step: bool,
+        backend: str,
+        generator: torch.Generator,
+    ):
+        """S4D-Lin: a = log(1/2), b = pi n for n = 1..N; B and C complex Xavier-normal; D ones."""
+        super().__init__()
+        self.mode, self.softplus_step, self.backend = mode, softplus_step, backend
+        self.log_real = nn.Parameter(torch.full((width, states), math.log(0.5)))
+        imaginary = math.pi * torch.arange(1, states + 1, dtype=torch.float32)
+        self.imaginary = nn.Parameter(imaginary.repeat(width, 1))
+        self.B = nn.Parameter(_complex_xavier(width, states, generator))
+        self.C = nn.Parameter(_complex_xavier(width, states, generator))
+        self.D = nn.Parameter(torch.ones(width))
+        self.log_step = nn.Parameter(log_uniform_steps(width, generator).log())
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The output at every position."""
+        u = x.transpose(1, 2)
+        A = torch.complex(-self.log_real.exp(), self.imaginary)
+        step = self.log_step.exp()
+        if self.mode == "convolution":
+            if self.softplus_step:
+                step = nn.functional.softplus(step)
+            kernel = s4_kernel(step, A, self.B * self.C, x.shape[1])
+            return (causal_convolution(u, kernel) + self.D[:, None] * u).transpose(1, 2)
+        delta = step[None, :, None].expand_as(u)
+        y = selective_scan(
+            u,
+            delta,
+            A,
+            self.B,
+            self.C,
+            self.D,
+            delta_softplus=self.softplus_step,
+            backend=self.backend,
+        )
+        return y.transpose(1, 2)
+
+
+def _complex_xavier(width: int, states: int, generator: torch.Generator) -> Tensor:
+    # The variance is that of the complex number: half of it for each part.
+    std = math.sqrt(2 / (width + states)) / math.sqrt(2)
+    real, imaginary = torch.randn(2, width, states, generator=generator) * std
+    return torch.complex(real, imaginary)
+
+
+def s4_kernel(
+    step: Float[Tensor, " D"],
+    A: Complex[Tensor, "D N"],
+    BC: Complex[Tensor, "D N"],
+    length: int,
+) -> Float[Tensor, "D L"]:
+    """k_l = 2 Re sum_n B_n C_n Delta exp(Delta A_n l), l = 0..L-1.
+
+    Powers of exp(Delta A) come as products of two factors, l = K i + j with K near sqrt(L): about
+    2 sqrt(L) complex exponentials for each state instead of L, and one batched matrix product.
+    """
+    coarse = math.isqrt(length - 1) + 1
+    fine = -(-length // coarse)
+    rates = step[:, None] * A
+    near = torch.exp(rates[..., None] * torch.arange(coarse, device=A.device))
+    far = torch.exp(rates[..., None] * (coarse * torch.arange(fine, device=A.device)))
+    weighted = (2 * step[:, None] * BC)[..., None] * far
+    # The real part of a complex product, as one real product of twice the inner width.
+    left = torch.cat([weighted.real, -weighted.imag], dim=1)
+    right = torch.cat([near.real, near.imag], dim=1)
+    return (left.transpose(1, 2) @ right).flatten(1)[:, :length]
+
+
+def causal_convolution(
+    u: Float[Tensor, "B D L"], kernel: Float[Tensor, "D L"]
+) -> Float[Tensor, "B D L"]:
+    """y_l = sum_{j <= l} k_{l-j} u_j, as a product with each channel's Toeplitz matrix.
+
+    Holds D L^2 numbers: for the lengths of the paper, up to 100, less work than FFTs.
+    """
+    length = u.shape[2]
+    lags = nn.functional.pad(kernel, (length - 1, 0))
+    toeplitz = lags.unfold(1, length, 1).flip(1)
+    return torch.einsum("bdj,djl->bdl", u, toeplitz)
+
+
+class MambaRecurrence(nn.Module):
+    """Mamba's selective state-space model alone: no convolution, no gate, no expansion.
+
+    (delta, B_t, C_t) = W x_t; Delta_t = softplus(V delta + c); A = -exp(log A);
+    h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t x_t; y_t = C_t h_t + D x_t (Gu and Dao, 2023).
+    """
+
+    def __init__(self, width: int, states: int, backend: str, generator: torch.Generator):
+        """A = -n for n = 1..N in every channel, D ones, V uniform in +-R^(-1/2)."""
+        super().__init__()
+        rank = -(-width // 16)
+        self.sizes, self.backend = (rank, states, states), backend
+        self.select = linear(width, rank + 2 * states, generator, bias=False)
+        self.step = linear(rank, width, generator)
+        steps = log_uniform_steps(width, generator)
+        # The inverse of softplus: log(exp(s) - 1).
+        self.step.bias.data = steps + torch.log(-torch.expm1(-steps))
+        self.log_A = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(width, 1))
+        self.D = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The output at every position."""
+        delta, B, C = (part.transpose(1, 2) for part in self.select(x).split(self.sizes, dim=2))
+        y = selective_scan(
+            x.transpose(1, 2),
+            self.step.weight @ delta,
+            -self.log_A.exp(),
+            B,
+            C,
+            self.D,
+            delta_bias=self.step.bias,
+            delta_softplus=True,
+            backend=self.backend,
+        )
+        return y.transpose(1, 2)
+
+
+def s5_layer(width: int, states: int, generator: torch.Generator) -> nn.Module:
+    """`S5(width, states)` of s5-pytorch, drawn from the generator."""
+    from s5 import S5
+
+    # Its constructor draws from the global generator, which is put back as it was.
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return S5(width, states)

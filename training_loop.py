@@ -1,0 +1,197 @@
+"""The training loop that every trained model shares: when to evaluate, stop, and checkpoint.
+
+No framework in here: a `Trainable` updates and evaluates itself, and gives its state as arrays.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from checkpoints import Checkpoints, checkpoint_folder
+from experiment_results import UNDER_WAY, Run, save_run
+from progress import progress_bar
+
+
+class Trainable(Protocol):
+    """A model with its optimizer and its data."""
+
+    def update(self, step: int) -> float:
+        """Do step `step`, counted from 0; returns its training loss."""
+
+    def evaluate(self) -> float:
+        """The metric over the whole validation set."""
+
+    def arrays(self) -> list[np.ndarray]:
+        """All that updates change, in a fixed order."""
+
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Go back to what `arrays` gave."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in steps; training stops above `stop_above`, if that is not None."""
+
+    max_steps: int
+    eval_interval: int
+    checkpoint_interval: int
+    stop_above: float | None = None
+
+
+@dataclass
+class History:
+    """What a training run leaves: one entry an evaluation."""
+
+    steps: list[int] = field(default_factory=list)
+    metric: list[float] = field(default_factory=list)
+    train_loss: list[float | None] = field(default_factory=list)  # mean since the one before
+    seconds: list[float] = field(default_factory=list)  # since the start, resumed or not
+
+    def named(self, metric: str) -> dict[str, list]:
+        """The history for a record, the metric under its own name."""
+        return {metric if key == "metric" else key: value for key, value in asdict(self).items()}
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; with the arrays it is all of a checkpoint."""
+
+    history: History = field(default_factory=History)
+    step: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    seconds: float = 0.0
+
+    def add_loss(self, loss: float) -> None:
+        """Count a step and its loss."""
+        self.step += 1
+        self.loss_sum += loss
+        self.losses += 1
+
+    def record(self, metric: float) -> None:
+        """Add an evaluation to the history."""
+        self.history.steps.append(self.step)
+        self.history.metric.append(metric)
+        self.history.train_loss.append(self.loss_sum / self.losses if self.losses else None)
+        self.history.seconds.append(round(self.seconds, 1))
+        self.loss_sum, self.losses = 0.0, 0
+
+    @classmethod
+    def resume(cls, trainable: Trainable, checkpoints: Checkpoints) -> "Progress":
+        """From the newest checkpoint, `trainable` restored; from the start where there is none."""
+        checkpoint = checkpoints.load()
+        if checkpoint is None:
+            return cls()
+        trainable.restore(checkpoint.arrays)
+        numbers = dict(checkpoint.state)
+        return cls(History(**numbers.pop("history")), **numbers)
+
+    def save(self, trainable: Trainable, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint."""
+        checkpoints.save(self.step, trainable.arrays(), asdict(self))
+
+
+def train(
+    trainable: Trainable,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    metric_name: str,
+    description: str = "training",
+    evaluated: Callable[[History], None] = lambda history: None,
+) -> tuple[History, str]:
+    """Train until the metric exceeds `stop_above` or for `max_steps`; resumes by itself.
+
+    Evaluations come every `eval_interval` steps, the first before any update; `evaluated` is called
+    after each that does not end the run. Returns the history and the outcome: "solved" or "not
+    solved", "finished" where nothing was to be exceeded, or "diverged ...".
+    """
+    at_the_end = "finished" if schedule.stop_above is None else "not solved"
+    progress = Progress.resume(trainable, checkpoints)
+    since = time.monotonic() - progress.seconds
+    with progress_bar(description, schedule.max_steps, "step") as bar:
+        bar.update(progress.step)
+        while True:
+            progress.seconds = time.monotonic() - since
+            if progress.step % schedule.eval_interval == 0 or progress.step == schedule.max_steps:
+                metric = trainable.evaluate()
+                progress.record(metric)
+                bar.set_postfix_str(f"{metric_name} {metric:.4f}")
+                if schedule.stop_above is not None and metric > schedule.stop_above:
+                    return progress.history, "solved"
+                if progress.step == schedule.max_steps:
+                    return progress.history, at_the_end
+                evaluated(progress.history)
+            loss = trainable.update(progress.step)
+            if not math.isfinite(loss):
+                return progress.history, f"diverged: the loss was {loss} at step {progress.step}"
+            progress.add_loss(loss)
+            bar.update()
+            if progress.step % schedule.checkpoint_interval == 0:
+                progress.seconds = time.monotonic() - since
+                progress.save(trainable, checkpoints)
+
+
+def train_run(
+    run: Run,
+    trainable: Trainable,
+    schedule: Schedule,
+    metric_name: str,
+    provenance: Mapping[str, Any],
+) -> str:
+    """One run of an experiment: train, save the result with its record, print a line.
+
+    After every evaluation the curve so far is saved too, with a record that says `UNDER_WAY`.
+    Returns the outcome.
+    """
+
+    def save(history: History, outcome: str) -> None:
+        arrays = [np.asarray(history.steps), np.asarray(history.metric)]
+        save_run(
+            run, arrays, {"outcome": outcome, "history": history.named(metric_name)}, provenance
+        )
+
+    checkpoints = Checkpoints(checkpoint_folder(run), run.config)
+    history, outcome = train(
+        trainable,
+        schedule,
+        checkpoints,
+        metric_name,
+        run.label,
+        evaluated=lambda history: save(history, UNDER_WAY),
+    )
+    save(history, outcome)
+    checkpoints.remove()
+    value, step, seconds = history.metric[-1], history.steps[-1], history.seconds[-1]
+    print(f"{run.label}: {outcome}, {metric_name} {value:.4f}, step {step:,}, {seconds:,.0f} s")
+    return outcome
+
+
+def report_divergence(outcomes: Mapping[str, str]) -> None:
+    """Raise FloatingPointError that names the runs that diverged, if any did; label -> outcome."""
+    diverged = [f"{label} {text}" for label, text in outcomes.items() if "diverged" in text]
+    if diverged:
+        raise FloatingPointError("; ".join(diverged))
+
+
+class DataOrder:
+    """Endless batches of row numbers: every epoch a new order, any step without those before it."""
+
+    def __init__(self, num_rows: int, batch_size: int, seed: Sequence[int]):
+        """seed: integers that no other order of the run shares. A short last batch is left out."""
+        self.num_rows = num_rows
+        self.batch_size = min(batch_size, num_rows)
+        self.seed = tuple(seed)
+        self.batches = num_rows // self.batch_size
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of a step, counted from 0, int64 (batch_size,)."""
+        epoch, place = divmod(step, self.batches)
+        if epoch != self.epoch:
+            rng = np.random.default_rng([*self.seed, epoch])
+            self.epoch, self.order = epoch, rng.permutation(self.num_rows)
+        return self.order[place * self.batch_size : (place + 1) * self.batch_size]
