@@ -472,7 +472,7 @@ def start(body: str, **environment) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[dict, str]:
-    output, errors = process.communicate()
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return json.loads(output), errors
 
