@@ -1,7 +1,9 @@
 """What the tests share: checks too slow or too strict for users, and small inputs."""
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pytest
@@ -75,3 +77,18 @@ def write_toy_files():
         return files
 
     return write
+
+
+@pytest.fixture
+def wait_for_checkpoint():
+    """Wait until a run in another process has saved a checkpoint of a step or a later one."""
+
+    def wait(results_dir: Path, step: int, process: Popen) -> None:
+        while process.poll() is None:
+            found = (results_dir / "checkpoints").glob("*/step_*.json")
+            if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
+                return
+            time.sleep(0.01)
+        raise AssertionError("the run ended before it was killed")
+
+    return wait

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +209,7 @@ def results_of(folder):
     return steps, accuracies, record
 
 
-def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
+def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, wait_for_checkpoint):
     assert main(tiny_run(tmp_path, tmp_path / "whole")) == 0
     killed = tmp_path / "killed"
     command = [sys.executable, ROOT / "run_experiment.py", *tiny_run(tmp_path, killed)]
@@ -231,15 +230,6 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
     assert again[2]["history"]["train_loss"] == record["history"]["train_loss"]
     assert record["outcome"] == "not solved"
     assert not list((killed / "checkpoints").iterdir())
-
-
-def wait_for_checkpoint(folder, step, process):
-    while process.poll() is None:
-        found = (folder / "checkpoints").glob("*/step_*.json")
-        if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the run ended before it was killed")
 
 
 def test_another_group_is_one_setting(tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +222,7 @@ def test_the_search_stops_deepening_and_lengthening_as_the_paper_did(tmp_path, c
     assert "6 runs: 2 done, 0 missing, 4 not needed, 0 conflict" in capsys.readouterr().out
 
 
-def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
+def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, wait_for_checkpoint):
     flags = ["-n", "Mamba", "-l", "4", "-d", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -242,15 +241,6 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path):
     assert records[0]["history"]["train_loss"] == records[1]["history"]["train_loss"]
     assert records[0]["outcome"] == "not solved"
     assert not list((killed / "results" / "checkpoints").iterdir())
-
-
-def wait_for_checkpoint(folder, step, process):
-    while process.poll() is None:
-        found = (folder / "checkpoints").glob("*/step_*.json")
-        if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the run ended before it was killed")
 
 
 def test_a_toy_run_leaves_the_released_names_and_a_record(tmp_path, write_toy_files, rng):
