@@ -469,13 +469,14 @@ def test_watch_draws_again_when_results_change_until_ctrl_c(tmp_path, script):
     toy = tmp_path / "outputs_toy"
     toy.mkdir()
     np.save(toy / "lin_cde_mse_2_run_0.npy", np.array(1e-8))
-    command = [sys.executable, REPO_ROOT / script, "--results-dir", tmp_path, "--watch", "0.1"]
+    command = [REPO_ROOT / script, "--results-dir", tmp_path, "--watch", "0.1"]
     # A shell's background jobs ignore Ctrl-C, and so would a watcher that inherits that.
+    launch = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     watcher = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", launch, *command], cwd=REPO_ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert "wrote" in watcher.stdout.readline()
