@@ -11,11 +11,7 @@ B, D, L and N. Run it on an otherwise idle machine. The last line is one JSON ob
     python benchmarks/selective_scan.py [--sizes toy a5] [--repeats 5] [--tiny]
 """
 
-import argparse
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -27,8 +23,8 @@ from torch.nn.functional import softplus
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import available_cores, describe_machine, package_versions
-from selective_scan import choose_backend, selective_scan
+from benchmarks.measuring import alternate, medians, rounded, run_benchmark
+from selective_scan import selective_scan
 
 
 @dataclass(frozen=True)
@@ -92,13 +88,6 @@ def usual(arguments: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(ys, dim=2) + u * D[:, None]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def forward_backward(scan: Scan, size: Size) -> Callable[[], None]:
     """A call that runs a scan and its derivative; the arguments are made beforehand."""
     arguments = draw_arguments(size)
@@ -116,17 +105,6 @@ def forward_only(size: Size) -> Callable[[], Tensor]:
     return lambda: ours(arguments)
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, one of each in turn, after a warm-up."""
-    for run in runs.values():
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            taken[name].append(seconds(run))
-    return taken
-
-
 def measure(size: Size, repeats: int) -> dict[str, object]:
     """All figures of one size."""
     exponents = -torch.rand(size.B * size.D * size.L * size.N)
@@ -139,20 +117,20 @@ def measure(size: Size, repeats: int) -> dict[str, object]:
         "torch_exp": lambda: torch.exp(exponents),
     }
     taken = alternate(runs, repeats)
-    median = {name: statistics.median(values) for name, values in taken.items()}
+    median = medians(taken)
     usual_s = median["usual"] * size.B / size.usual_batch
     return {
         "shape": {"B": size.B, "D": size.D, "L": size.L, "N": size.N},
-        "ours_s": _rounded(median["ours"]),
-        "usual_s": _rounded(usual_s),
-        "speedup": _rounded(usual_s / median["ours"]),
+        "ours_s": rounded(median["ours"]),
+        "usual_s": rounded(usual_s),
+        "speedup": rounded(usual_s / median["ours"]),
         "usual": f"batch {size.usual_batch}, times {size.B / size.usual_batch:g}",
-        "lean_s": _rounded(median["lean"]),
-        "lean_speedup": _rounded(median["lean"] / median["ours"]),
-        "forward_s": _rounded(median["forward"]),
-        "torch_exp_s": _rounded(median["torch_exp"]),
-        "backward_over_forward": _rounded(median["ours"] / median["forward"] - 1),
-        "all_s": {name: [_rounded(s) for s in values] for name, values in taken.items()},
+        "lean_s": rounded(median["lean"]),
+        "lean_speedup": rounded(median["lean"] / median["ours"]),
+        "forward_s": rounded(median["forward"]),
+        "torch_exp_s": rounded(median["torch_exp"]),
+        "backward_over_forward": rounded(median["ours"] / median["forward"] - 1),
+        "all_s": {name: [rounded(s) for s in values] for name, values in taken.items()},
         "largest_relative_difference": largest_relative_difference(few),
         "linearity": linearity(size, repeats),
     }
@@ -180,44 +158,17 @@ def linearity(size: Size, repeats: int) -> dict[str, dict[str, float]]:
         for letter, half in points.items()
     }
     taken = alternate({"whole": forward_backward(ours, size), **runs}, repeats)
-    median = {name: statistics.median(values) for name, values in taken.items()}
+    median = medians(taken)
     return {
         letter: {
-            str(half): _rounded(median[letter]),
-            str(getattr(size, letter)): _rounded(median["whole"]),
+            str(half): rounded(median[letter]),
+            str(getattr(size, letter)): rounded(median["whole"]),
         }
         for letter, half in points.items()
     }
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def main() -> None:
-    """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
-    arguments = parser.parse_args()
-    if arguments.repeats < 1 or arguments.threads < 1:
-        parser.error("--repeats and --threads must be at least 1")
-    torch.set_num_threads(arguments.threads)
-    choose_backend("cpu", "cpp")
-    sizes = TINY_SIZES if arguments.tiny else SIZES
-    result = {
-        "benchmark": "selective scan, forward and backward, float32",
-        **{name: measure(sizes[name], arguments.repeats) for name in arguments.sizes},
-        "threads": arguments.threads,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "machine": {**describe_machine(), "packages": package_versions(["torch"])},
-    }
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(
+        __doc__, "selective scan, forward and backward, float32", SIZES, TINY_SIZES, measure
+    )
