@@ -92,21 +92,33 @@ inline Vec<T> add_dot(const States<T, P>& a, const States<T, P>& x, Vec<T> sum) 
 
 inline Vec<double> power_of_two(Vec<double> t) { return t.exp2(); }
 
-// Half the time of the vector library's exp, which is a call; relative error below 2e-7. Zero below
-// the smallest normal number, infinity above the largest, NaN for NaN.
-inline Vec<float> power_of_two(Vec<float> t) {
-  t = at::vec::clamp(t, Vec<float>(-127.f), Vec<float>(128.f));
-  const Vec<float> n = t.round(), r = t - n;
-  // The polynomial of least relative error, 9.2e-8, to 2^r on [-1/2, 1/2] that is exact at 0.
+// 2^r on [-1/2, 1/2]: the polynomial of least relative error, 9.2e-8, that is exact at 0.
+inline Vec<float> power_of_fraction(Vec<float> r) {
   Vec<float> p = fmadd(r, Vec<float>(1.326472731e-3f), Vec<float>(9.671512991e-3f));
   p = fmadd(p, r, Vec<float>(5.550733581e-2f));
   p = fmadd(p, r, Vec<float>(2.402224243e-1f));
   p = fmadd(p, r, Vec<float>(6.931470037e-1f));
-  p = fmadd(p, r, Vec<float>(1.f));
+  return fmadd(p, r, Vec<float>(1.f));
+}
+
+// Half the time of the vector library's exp, which is a call; relative error below 2e-7. Zero below
+// the smallest normal number (within a factor of sqrt(2)), infinity above the largest, NaN for NaN.
+#if defined(CPU_CAPABILITY_AVX512)
+inline Vec<float> power_of_two(Vec<float> t) {
+  const Vec<float> n = t.round(), p = power_of_fraction(t - n);
+  // Numbers that are not normal are zeroed: computing with them is a hundred times slower.
+  const __mmask16 kept = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126.f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(kept, p, n);
+}
+#else
+inline Vec<float> power_of_two(Vec<float> t) {
+  t = at::vec::clamp(t, Vec<float>(-127.f), Vec<float>(128.f));
+  const Vec<float> n = t.round(), p = power_of_fraction(t - n);
   // A float's exponent begins at bit 23, so adding n there multiplies by 2^n.
   const auto exponent = at::vec::convert_to_int_of_same_size(n * Vec<float>(1 << 23));
   return at::vec::cast<float>(at::vec::cast<int32_t>(p) + exponent);
 }
+#endif
 
 // A, its real part turned into powers of two: what `decay` takes.
 template <typename T, int P>
