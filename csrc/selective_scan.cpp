@@ -83,6 +83,12 @@ inline States<T, P> add_scaled(Vec<T> s, const States<T, P>& x, const States<T, 
   return result;
 }
 
+// Add s x to the numbers at `to`, with a real s.
+template <typename T, int P>
+inline void add_to(T* to, int64_t distance, Vec<T> s, const States<T, P>& x) {
+  store<T, P>(to, distance, add_scaled<T, P>(s, x, load<T, P>(to, distance)));
+}
+
 // Re(conj(a) x) + sum, lane by lane.
 template <typename T, int P>
 inline Vec<T> add_dot(const States<T, P>& a, const States<T, P>& x, Vec<T> sum) {
@@ -204,9 +210,11 @@ struct ChannelGradient {
   }
 };
 
-// Keep, for K vectors of states, exp(delta A) and its product with the state before.
+// Recompute K vectors of states, add to the gradient of C, which needs no more than them, and keep
+// exp(delta A) and its product with the state before.
 template <typename T, int P, int K>
-void recompute_block(const Channel<T>& channel, int64_t L, int64_t M, T* kept) {
+void recompute_block(const Channel<T>& channel, int64_t L, int64_t M,
+                     const ChannelGradient<T>& gradient) {
   constexpr int64_t V = Vec<T>::size();
   constexpr c10::ForcedUnroll<K> for_each_vector;
   States<T, P> rate[K], x[K];
@@ -214,14 +222,17 @@ void recompute_block(const Channel<T>& channel, int64_t L, int64_t M, T* kept) {
     rate[k] = rates<T, P>(load<T, P>(channel.A + k * V, M));
     x[k] = zero<T, P>();
   });
-  for (int64_t t = 0; t < L; ++t, kept += 2 * P * K * V) {
-    const Vec<T> delta(channel.delta[t]), input(channel.input[t]);
+  for (int64_t t = 0; t < L; ++t) {
+    const Vec<T> delta(channel.delta[t]), input(channel.input[t]), dy(gradient.dy[t]);
     const T* const B = channel.B + t * channel.B_step;
+    T* const dC = gradient.C + t * channel.C_step;
+    T* const kept = gradient.kept + t * 2 * P * K * V;
     for_each_vector([&](auto k) {
       const auto a = decay<T, P>(delta, rate[k]), moved = product<T, P>(a, x[k]);
       store<T, P>(kept + 2 * P * k * V, V, a);
       store<T, P>(kept + (2 * k + 1) * P * V, V, moved);
       x[k] = add_scaled<T, P>(input, load<T, P>(B + k * V, M), moved);
+      add_to<T, P>(dC + k * V, M, dy, x[k]);
     });
   }
 }
@@ -248,24 +259,18 @@ void gradient_block(const Channel<T>& channel, int64_t L, int64_t M,
       const auto moved = load<T, P>(kept + (2 * k + 1) * P * V, V);
       const auto B = load<T, P>(channel.B + B_row + k * V, M);
       const auto C = load<T, P>(channel.C + C_row + k * V, M);
-      T *const to_B = gradient.B + B_row + k * V, *const to_C = gradient.C + C_row + k * V;
-      const auto dB = load<T, P>(to_B, M), dC = load<T, P>(to_C, M);
       const auto dx = add_scaled<T, P>(dy, C, later[k]);
       const auto d_exponent = product_conj<T, P>(dx, moved);
       along_B = add_dot<T, P>(B, dx, along_B);
       along_A = add_dot<T, P>(A[k], d_exponent, along_A);
       dA[k] = add_scaled<T, P>(delta, d_exponent, dA[k]);
       later[k] = product_conj<T, P>(dx, a);
-      store<T, P>(to_B, M, add_scaled<T, P>(input, dx, dB));
-      store<T, P>(to_C, M, add_scaled<T, P>(dy, add_scaled<T, P>(input, B, moved), dC));
+      add_to<T, P>(gradient.B + B_row + k * V, M, input, dx);
     });
     along_B.store(gradient.along_B + t * V);
     along_A.store(gradient.along_A + t * V);
   }
-  for_each_vector([&](auto k) {
-    T* const to = gradient.A + k * V;
-    store<T, P>(to, M, add_scaled<T, P>(Vec<T>(1), dA[k], load<T, P>(to, M)));
-  });
+  for_each_vector([&](auto k) { add_to<T, P>(gradient.A + k * V, M, Vec<T>(1), dA[k]); });
 }
 
 // Call `block(state, K)` for the blocks that make up M states, K a compile-time constant.
@@ -396,7 +401,7 @@ class Scan {
                                       start(sums.C, C), along_B,          along_A,
                                       kept};
     for_each_block<T>(M, [&](int64_t state, auto K) {
-      recompute_block<T, P, K>(channel.block(state), L, M, kept);
+      recompute_block<T, P, K>(channel.block(state), L, M, gradient.block(state));
       gradient_block<T, P, K>(channel.block(state), L, M, gradient.block(state));
     });
     const auto sigmoid = [](Vec<T> x) { return Vec<T>(1) / (Vec<T>(1) + x.neg().exp()); };
