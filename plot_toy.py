@@ -43,9 +43,11 @@ from result_files import (
 
 PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
 Y_LIMITS = (1e-4, 0.15)
-FIGURE_SIZE = (10, 4.6)  # inches
-MARGINS = {"left": 0.07, "right": 0.985, "bottom": 0.115, "wspace": 0.14}
-LEGEND_ROW_HEIGHT = 0.047  # of the figure's height
+FIGURE_SIZE = (10, 3.95)  # inches, without the legend
+MARGINS = {"left": 0.07, "right": 0.985, "wspace": 0.14}
+OVERLAY_MARGINS = MARGINS | {"right": 0.91, "wspace": 0.33}  # with a strip beside each panel
+MARGIN_HEIGHTS = {"bottom": 0.53, "top": 0.37}  # inches, without the legend
+LEGEND_ROW_HEIGHT = 0.216  # inches
 LEGEND_COLUMNS = 3
 MARKERS_PER_LINE = 8
 TRAIN_FRACTION = 0.8
@@ -54,6 +56,10 @@ LCDE_LABEL = "random Linear CDE"
 LCDE_COLOR = MODEL_STYLES["Linear CDE"]["color"]
 CROSS = {"marker": "x", "ls": "none", "ms": 7, "mew": 1.8}
 END_LABEL = "a run ends early"
+PAPER_LINE = {"lw": 0.7, "ms": 4, "ls": (0, (2, 2)), "mfc": "white", "mew": 0.7}
+PAPER_BAND_WIDTH = 0.7  # points
+PAPER = ", paper"
+STRIP = (1.025, 0, 0.14, 1)  # of the panel it stands beside: left, bottom, width, height
 OUTPUT_NAME = "rmse_subplots.pdf"
 
 DOTS = (0, (1, 1.3))
@@ -69,6 +75,7 @@ STYLES = {
 EXAMPLES = """examples:
   python plot_toy.py
   python plot_toy.py --results-dir results --output figure_1.pdf
+  python plot_toy.py --overlay published
   python plot_toy.py --watch 30
 """
 
@@ -114,23 +121,21 @@ def select_lines(results: ToyResults, settings: dict) -> tuple[list[Line], list[
     for curve in results.curves:
         key = curve.key
         group = groups[(key.model, key.depth, key.nonlinear), key.input_dim]
-        group[key.learning_rate, key.hidden_dim].append(curve)
-    paper = (settings["learning_rate"], settings["hidden_dim"])
+        group[tuple(departures(curve.settings, settings))].append(curve)
     lines, notes = [], []
     for (configuration, input_dim), group in sorted(groups.items()):
         label = configuration_label(*configuration)
         if configuration not in STYLES or input_dim not in PANELS:
             notes.append(f"not part of Figure 1, left out: {label} ({input_dim}D)")
             continue
-        chosen = paper if paper in group else min(group)
-        for rate, width in sorted(group):
-            if (rate, width) != paper:
-                fate = "drawn" if (rate, width) == chosen else "left out"
-                notes.append(
-                    f"not the paper's settings, {fate}: {label} ({input_dim}D) "
-                    f"with learning rate {rate}, width {width}"
-                )
-        label += "" if chosen == paper else OTHER_SETTINGS
+        chosen = min(group, key=lambda differences: (len(differences), differences))
+        for differences in sorted(filter(None, group)):
+            fate = "drawn" if differences == chosen else "left out"
+            notes.append(
+                f"not the paper's settings, {fate}: {label} ({input_dim}D): "
+                + "; ".join(differences)
+            )
+        label += OTHER_SETTINGS if chosen else ""
         lines.append(Line(configuration, input_dim, group[chosen], label))
     return lines, notes
 
@@ -177,8 +182,14 @@ def predicting_zero(data_dir: Path, stored: dict[int, float], problems: list[Pro
     return rms
 
 
-def draw_figure(results: ToyResults, lines: list[Line], zero: dict, published: dict) -> Figure:
-    """Draw both panels; `zero` maps input dimension to the RMS of the labels."""
+def draw_figure(
+    results: ToyResults, lines: list[Line], zero: dict, published: dict, overlay: bool = False
+) -> Figure:
+    """Draw both panels; `zero` maps input dimension to the RMS of the labels.
+
+    `overlay` adds the paper's values: at the steps they are known for, and the last ones in a strip
+    beside the panel, which shows them however short our runs are.
+    """
     paper_last_step = published["sequence_models"]["last_step"]
     last_step = max((curve.steps[-1] for line in lines for curve in line.curves), default=0)
     lowest = min([Y_LIMITS[0]] + [0.8 * math.sqrt(score.mse) for score in results.scores])
@@ -196,10 +207,18 @@ def draw_figure(results: ToyResults, lines: list[Line], zero: dict, published: d
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25, lw=0.5)
         axes.tick_params(labelleft=True)
+        if overlay:
+            _draw_published(axes, input_dim, published)
     figure.axes[0].set_ylabel("Validation RMSE")
-    rows = _add_legend(figure)
+    legend_height = LEGEND_ROW_HEIGHT * _add_legend(figure)
     # By hand, since matplotlib's own layout takes a second.
-    figure.subplots_adjust(**MARGINS, top=0.92 - LEGEND_ROW_HEIGHT * rows)
+    width, height = FIGURE_SIZE[0], FIGURE_SIZE[1] + legend_height
+    figure.set_size_inches(width, height)
+    figure.subplots_adjust(
+        **(OVERLAY_MARGINS if overlay else MARGINS),
+        bottom=MARGIN_HEIGHTS["bottom"] / height,
+        top=1 - (MARGIN_HEIGHTS["top"] + legend_height) / height,
+    )
     return figure
 
 
@@ -233,6 +252,38 @@ def _draw_linear_cde(axes: Axes, results: ToyResults, input_dim: int, settings: 
         axes.axhspan(rmse.min(), rmse.max(), color=LCDE_COLOR, alpha=0.2, lw=0)
 
 
+def _draw_published(axes: Axes, input_dim: int, published: dict) -> None:
+    """The paper's values: mean as hollow marker, range over runs as a vertical line."""
+    last_step = published["sequence_models"]["last_step"]
+    strip = axes.inset_axes(STRIP, sharey=axes)
+    strip.tick_params(which="both", left=False, labelleft=False, bottom=False, labelbottom=False)
+    strip.grid(axis="y", alpha=0.25, lw=0.5)
+    strip.set(xlim=(-1, len(STYLES)), facecolor="0.97")
+    strip.set_title(f"paper,\n{EngFormatter(sep='')(last_step)}", fontsize=8)
+    for curve in published["sequence_models"]["curves"]:
+        configuration = (curve["model"], curve["depth"], curve["nonlinear"])
+        if configuration in STYLES and curve["input_dim"] == input_dim:
+            values = curve["rmse"]
+            label = configuration_label(*configuration) + PAPER
+            _draw_values(axes, list(values), list(values.values()), configuration, label)
+            place = list(STYLES).index(configuration)
+            _draw_values(strip, [place], [values[last_step]], configuration)
+    rmse = np.sqrt(published["linear_cde"]["mse"][input_dim])
+    color = {"color": LCDE_COLOR, "lw": PAPER_LINE["lw"]}
+    axes.axhline(rmse.mean(), ls=PAPER_LINE["ls"], label=LCDE_LABEL + PAPER, **color)
+    axes.axhspan(rmse.min(), rmse.max(), fill=False, **color)
+
+
+def _draw_values(
+    axes: Axes, places: list[float], values: list[dict], configuration: tuple, label: str = ""
+) -> None:
+    style = STYLES[configuration]
+    axes.plot(places, [v["mean"] for v in values], label=label, **(style | PAPER_LINE))
+    ranges = [(p, v["min"], v["max"]) for p, v in zip(places, values, strict=True) if "min" in v]
+    if ranges:
+        axes.vlines(*zip(*ranges, strict=True), color=style["color"], lw=PAPER_BAND_WIDTH)
+
+
 def _add_legend(figure: Figure) -> int:
     """One legend above both panels, naming what they show in Figure 1's order; returns its rows."""
     handles = {}
@@ -241,7 +292,8 @@ def _add_legend(figure: Figure) -> int:
         drawn, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
         crosses |= any(line.get_marker() == "x" for line in axes.lines)
-    order = [configuration_label(*c) for c in STYLES] + [ZERO_LABEL, LCDE_LABEL]
+    ours = [configuration_label(*c) for c in STYLES] + [ZERO_LABEL, LCDE_LABEL]
+    order = [label + end for end in ("", PAPER) for label in ours]
     labels = sorted(handles, key=lambda label: order.index(label.removesuffix(OTHER_SETTINGS)))
     lines = [handles[label] for label in labels]
     if crosses:
@@ -265,6 +317,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         default=REPO_ROOT / "data_dir",
         help="folder that holds toy_data/, for the height of 'predicting zero'",
+    )
+    parser.add_argument(
+        "--overlay", choices=["published"], help="add the paper's values, thin and labelled"
     )
     return parser
 
@@ -297,7 +352,7 @@ def _draw_once(
         print(f"nothing to draw: no toy results in {args.results_dir}", file=sys.stderr)
         return 1
     with matplotlib.rc_context(RC):
-        figure = draw_figure(results, lines, zero, published)
+        figure = draw_figure(results, lines, zero, published, overlay=bool(args.overlay))
         try:
             written = save_figure(figure, output)
         except OSError as error:

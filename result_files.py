@@ -62,11 +62,20 @@ class ToyCurveKey:
 
 @dataclass(frozen=True)
 class ToyCurve:
-    """One training run of a sequence model: validation RMSE (records,) at steps (records,)."""
+    """One training run of a sequence model: validation RMSE (records,) at steps (records,).
+
+    `config` is that of the run's record ({} without one).
+    """
 
     key: ToyCurveKey
     steps: np.ndarray
     rmse: np.ndarray
+    config: dict = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict:
+        """The config, with what the file name says."""
+        return {**self.config, **vars(self.key)}
 
 
 @dataclass(frozen=True)
@@ -277,7 +286,8 @@ def load_toy_results(results_dir: Path) -> ToyResults:
     for key in sorted(curve_keys):
         paths = [results_dir / TOY_FOLDER / name(key) for name in (toy_steps_name, toy_rmse_name)]
         if curve := _load_curve(*paths, _rmse_defect, results.problems):
-            results.curves.append(ToyCurve(key, *curve))
+            config = _load_config(paths[0].with_suffix(".json"), results.problems)
+            results.curves.append(ToyCurve(key, *curve, config))
     results.scores.sort(key=lambda score: (score.input_dim, score.run))
     return results
 

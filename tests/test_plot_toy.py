@@ -162,7 +162,7 @@ def test_the_papers_settings_are_preferred_and_others_are_never_averaged_in():
     assert np.allclose(drawn.get_ydata(), 0.01)
     assert len(notes) == 1
     assert "left out" in notes[0]
-    assert "width 32" in notes[0]
+    assert "hidden_dim 32, paper 256" in notes[0]
 
 
 def test_other_settings_are_marked_in_the_legend():
