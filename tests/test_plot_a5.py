@@ -8,246 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from matplotlib.colors import to_rgba
 
 import figures
 import plot_A5
 import plot_toy
-from minimum_blocks import search
-from result_files import (
-    A5_FOLDER,
-    LINEAR_CDE,
-    PUBLISHED_RESULTS,
-    REPO_ROOT,
-    A5Curve,
-    A5Results,
-    a5_curve_name,
-    a5_lcde_name,
-    load_a5_results,
+from a5_runs import (
+    LENGTHS,
+    PAPER_TABLE,
+    PUBLISHED,
+    TABLE,
+    curve,
+    failure,
+    found_in,
+    found_of,
+    legend,
+    lines_of,
+    table_rows,
+    write_run,
 )
-
-PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_2"]
-TABLE = PUBLISHED["min_blocks"]
-LENGTHS = TABLE["lengths"]
-# Values as in the paper's released files, typed here a second time.
-PAPER_TABLE = """
-| RNN | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 |
-| Linear CDE | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 |
-| S4 | 1 | 1 | 2 | 2 | 2 | 2 | 3 | 3 | 4 | 4 | 4 | 4 | 4 | – |
-| Transformer | 1 | 1 | 1 | 1 | 2 | 3 | 3 | 3 | 4 | 4 | 4 | 4 | – | – |
-| Mamba | 1 | 2 | 2 | 2 | 2 | 3 | 3 | 3 | 4 | 4 | – | – | – | – |
-"""
-# Last step and accuracy of released runs, by model, depth and length; the others are made up.
-RECORDED = {
-    ("RNN", 1, 3): (10000, 0.992),
-    ("RNN", 1, 4): (10000, 0.941),
-    ("S4", 1, 3): (30000, 0.975),
-    ("S4", 2, 5): (80000, 0.917),
-    ("Transformer", 1, 3): (20000, 0.987),
-    ("Transformer", 1, 4): (60000, 0.997),
-    ("Transformer", 2, 7): (50000, 0.993),
-    ("Mamba", 1, 3): (60000, 0.944),
-    ("Mamba", 2, 4): (80000, 0.929),
-    ("Mamba", 1, 4): (990000, 0.833),
-    ("S4", 1, 5): (990000, 0.776),
-    ("S4", 4, 20): (990000, 0.773),
-    ("Mamba", 4, 14): (990000, 0.357),
-    ("Transformer", 4, 18): (990000, 0.529),
-}
-RATES = {"RNN": 0.0001, "S4": 0.0001, "Transformer": 0.0002}
-
-
-def run_end(model: str, depth: int, length: int, solved: bool) -> tuple[int, float]:
-    if model == LINEAR_CDE:
-        return (20000, 0.9996) if length >= 18 else (10000, 0.9976)
-    made_up = (20000, 0.95) if solved else (990000, 0.6)
-    return RECORDED.get((model, depth, length), made_up)
-
-
-def searched(every_depth: bool) -> list[tuple[str, int, int, bool]]:
-    """Model, depth, length and success of the runs that the search makes to find the table.
-
-    A search may stop at the first depth that solves a length, or try every depth at every length
-    until it fails.
-    """
-    runs = []
-    for model, blocks in TABLE["models"].items():
-        failed = set()
-        for length, fewest in zip(LENGTHS, blocks, strict=True):
-            for depth in range(1, 2 if model == LINEAR_CDE else 5):
-                solved = fewest is not None and depth >= fewest
-                if depth not in failed:
-                    runs.append((model, depth, length, solved))
-                    if solved and not every_depth:
-                        break
-                if not solved:
-                    failed.add(depth)
-    return runs
-
-
-def names(model: str, depth: int, length: int, **changes) -> list[str]:
-    if model == LINEAR_CDE:
-        return [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
-    rate = RATES.get(model, 0.0003 if depth <= 2 else 0.0001)
-    batch = {"batch_size": 64} if model == "Transformer" and length in (16, 18) else {}
-    settings = {"learning_rate": rate, "hidden_dim": 1024, "seed": 2345} | batch | changes
-    return [a5_curve_name(model, length, depth, kind=kind, **settings) for kind in ("steps", "acc")]
-
-
-def write_run(results_dir, model, depth, length, steps=(0, 10000), accs=(0.02, 0.95), **changes):
-    folder = results_dir / A5_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in names(model, depth, length, **changes)]
-    np.save(paths[0], np.array(steps))
-    np.save(paths[1], np.array(accs))
-    return paths
-
-
-def write_release(results_dir: Path, every_depth: bool = False) -> list[Path]:
-    paths = []
-    for model, depth, length, solved in searched(every_depth):
-        last, accuracy = run_end(model, depth, length, solved)
-        steps = np.arange(0, last + 1, 10000)
-        accs = np.r_[np.linspace(1 / 60, 0.9 * accuracy, len(steps) - 1), accuracy]
-        paths += write_run(results_dir, model, depth, length, steps, accs)
-    return paths
-
-
-def found_in(results_dir: Path):
-    return search(load_a5_results(results_dir), PUBLISHED)
-
-
-def curve(model, depth, length, best=0.95, last=10000, **config):
-    return A5Curve(model, length, depth, config, np.array([0.0, last]), np.array([0.02, best]))
-
-
-def found_of(*curves):
-    return search(A5Results(list(curves)), PUBLISHED)
-
-
-def failure(model, depth, length, **config):
-    return curve(model, depth, length, best=0.5, last=990000, **config)
-
-
-def lines_of(figure) -> dict:
-    (axes,) = figure.axes
-    return {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
-
-
-def legend(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def table_rows(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("|")]
+from benchmarks.released_files import write_a5_files
+from result_files import LINEAR_CDE, REPO_ROOT
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, REPO_ROOT / "plot_A5.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-# The search: minimum blocks from accuracies.
-
-
-@pytest.mark.parametrize("every_depth", [False, True])
-def test_the_table_of_the_released_runs_is_the_papers_cell_for_cell(tmp_path, every_depth):
-    write_release(tmp_path, every_depth)
-    found = found_in(tmp_path)
-    assert table_rows(plot_A5.markdown_table(found))[2:] == PAPER_TABLE.split("\n")[1:-1]
-    assert found.notes == []
-    assert all(cell.decided for cell in found.cells.values())
-
-
-@pytest.mark.parametrize(("best", "state"), [(0.9, "not reached"), (0.9001, "1")])
-def test_a_length_is_solved_above_0_9_by_any_record(best, state):
-    run = A5Curve(LINEAR_CDE, 3, 1, {}, np.array([0, 10000, 990000]), np.array([0, best, 0.3]))
-    assert found_of(run).cells[LINEAR_CDE, 3].state == state
-
-
-def test_a_run_that_stopped_early_is_unfinished_and_no_failure():
-    found = found_of(curve("S4", 1, 4, best=0.5, last=980000), curve("S4", 2, 5))
-    assert found.cells["S4", 4].state == "unfinished"
-    assert (found.cells["S4", 5].at_least, found.cells["S4", 5].at_most) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("model", "length", "config", "last"),
-    [
-        ("S4", 4, {}, 990000),
-        ("S4", 3, {}, 210000),
-        ("Transformer", 18, {"batch_size": 64}, 490000),
-        (LINEAR_CDE, 3, {}, 990000),
-    ],
-    ids=["40 epochs", "40 epochs of length 3", "batch 64", "Linear CDE"],
-)
-def test_a_failure_is_a_run_that_went_on_to_the_papers_end(model, length, config, last):
-    whole = curve(model, 1, length, 0.5, last, **config)
-    short = curve(model, 1, length, 0.5, last - 10000, **config)
-    assert found_of(whole).trials[model, length, 1].finished
-    assert not found_of(short).trials[model, length, 1].finished
-
-
-def test_a_missing_run_is_not_run_and_no_failure():
-    found = found_of(failure("S4", 1, 4), curve("S4", 3, 4), failure("S4", 3, 20))
-    assert found.cells["S4", 3].state == "not run"
-    assert (found.cells["S4", 4].at_least, found.cells["S4", 4].at_most) == (2, 3)
-    assert found.cells["S4", 20].state == "not run"
-    assert "upper bound, fewer blocks not decided: S4, depth 3, length 4" in found.notes
-
-
-def test_blocks_that_failed_at_a_shorter_length_are_not_tried_at_longer_ones():
-    runs = [failure("S4", depth, 4) for depth in (1, 3, 4)]
-    found = found_of(*runs, curve("S4", 2, 4), failure("S4", 2, 5), curve("S4", 1, 6))
-    states = [found.cells["S4", length].state for length in LENGTHS]
-    assert states == ["not run", "2", *["not reached"] * 12]
-    assert found.notes == ["not counted, failed at a shorter length: S4, depth 1, length 6"]
-
-
-def test_the_papers_settings_are_preferred_to_better_runs_of_others():
-    paper, other = {"hidden_dim": 1024}, {"hidden_dim": 64}
-    found = found_of(failure("S4", 1, 5, **paper), curve("S4", 1, 5, **other))
-    assert found.cells["S4", 5].at_least == 2
-    assert "left out: S4, depth 1, length 5: hidden_dim 64, paper 1024" in found.notes[0]
-
-
-def test_the_papers_learning_rates_and_batch_sizes_depend_on_depth_and_length():
-    found = found_of(
-        curve("Mamba", 2, 4, learning_rate=0.0003),
-        curve("Mamba", 3, 8, learning_rate=0.0003),
-        curve("Transformer", 4, 14, batch_size=64),
-        curve("Transformer", 4, 16, batch_size=64),
-    )
-    departing = {key for key, trial in found.trials.items() if trial.other_settings}
-    assert departing == {("Mamba", 8, 3), ("Transformer", 14, 4)}
-
-
-def test_other_settings_are_marked_and_an_other_schedule_only_noted():
-    config = {"eval_interval": 1000, "hidden_dim": 256}
-    found = found_of(curve(LINEAR_CDE, 1, 3, **config), curve("RNN", 1, 3, hidden_dim=8))
-    rows = table_rows(plot_A5.markdown_table(found))
-    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["RNN *", LINEAR_CDE]
-    assert found.notes == [
-        "not the paper's schedule: Linear CDE, length 3: eval_interval 1000, paper 10000",
-        "not the paper's settings, used: RNN, depth 1, length 3: hidden_dim 8, paper 1024",
-    ]
-
-
-def test_a_failure_under_other_settings_marks_the_lengths_it_decides():
-    found = found_of(*(failure("S4", depth, 3, hidden_dim=8) for depth in (1, 2, 3, 4)))
-    assert found.cells["S4", 20].state == "not reached"
-    assert found.cells["S4", 20].other_settings == ["hidden_dim 8, paper 1024"]
-
-
-def test_what_the_paper_lacks_is_named_and_other_lengths_are_shown():
-    found = found_of(curve("LSTM", 1, 3), curve("S4", 5, 3), curve(LINEAR_CDE, 1, 25))
-    assert found.cells[LINEAR_CDE, 25].state == "1"
-    assert found.lengths == [*LENGTHS, 25]
-    assert [note.split(": ")[1] for note in found.notes] == [
-        "LSTM, depth 1, length 3",
-        "S4, depth 5, length 3",
-    ]
 
 
 # The figures.
@@ -265,7 +51,7 @@ def test_the_table_tells_not_reached_from_unfinished_and_not_run():
 
 
 def test_figure_2_has_the_papers_axes_levels_lines_and_order(tmp_path):
-    write_release(tmp_path)
+    write_a5_files(tmp_path, PUBLISHED)
     figure = plot_A5.draw_figure(found_in(tmp_path), None)
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == (
@@ -336,7 +122,7 @@ def test_a_model_has_one_colour_and_marker_everywhere():
 
 
 def test_curves_have_a_panel_per_model_and_a_line_per_length_and_depth(tmp_path):
-    write_release(tmp_path)
+    write_a5_files(tmp_path, PUBLISHED)
     found = found_in(tmp_path)
     figure = plot_A5.draw_curves(found, 0.9)
     assert [axes.get_title() for axes in figure.axes] == list(plot_A5.MODELS)
@@ -379,7 +165,7 @@ def test_the_shades_of_lengths_get_lighter_so_that_they_differ_in_grey():
 
 
 def test_the_command_prints_the_table_and_writes_the_same_bytes_from_any_folder(tmp_path):
-    write_release(tmp_path / "results", every_depth=True)
+    write_a5_files(tmp_path / "results", PUBLISHED, every_depth=True)
     options = ["--table", "--curves", "--overlay", "published", "--strict"]
     arguments = [*options, "--results-dir", str(tmp_path / "results"), "--output"]
     done = run_from(tmp_path, *arguments, "new/two.pdf")

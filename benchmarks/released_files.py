@@ -1,0 +1,140 @@
+"""A stand-in for the paper's released result files: their names, lengths and published values.
+
+What is not published between two values is drawn as a smooth curve through them. For tests and
+benchmarks of what reads result files; no result of anything.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from result_files import (
+    A5_FOLDER,
+    LINEAR_CDE,
+    PUBLISHED_RESULTS,
+    TOY_FOLDER,
+    ToyCurveKey,
+    a5_curve_name,
+    a5_lcde_name,
+    toy_lcde_name,
+    toy_rmse_name,
+    toy_steps_name,
+)
+
+RECORD_INTERVAL = 10_000  # steps
+CHANCE = 1 / 60  # accuracy of guessing on A5
+# Last step and accuracy of the runs for which no number is published.
+UNPUBLISHED_END = {True: (20_000, 0.95), False: (990_000, 0.6)}  # by success
+
+
+def write_released_files(results_dir: Path) -> list[Path]:
+    """Write a whole set under `results_dir`; returns the paths."""
+    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
+    return [
+        *write_toy_files(results_dir, published["figure_1"]),
+        *write_a5_files(results_dir, published["figure_2"]),
+    ]
+
+
+def write_toy_files(results_dir: Path, published: dict) -> list[Path]:
+    """Write every run of Figure 1; returns the paths."""
+    arrays = {
+        toy_lcde_name(input_dim, run): np.array(mse)
+        for input_dim, runs in published["linear_cde"]["mse"].items()
+        for run, mse in enumerate(runs)
+    }
+    part = published["sequence_models"]
+    steps = np.arange(0, part["last_step"] + 1, RECORD_INTERVAL)
+    rate, width = part["settings"]["learning_rate"], part["settings"]["hidden_dim"]
+    for curve in part["curves"]:
+        identity = [curve[name] for name in ("model", "depth", "nonlinear", "input_dim")]
+        for run, rmse in enumerate(_five_runs(steps, curve["rmse"])):
+            key = ToyCurveKey(*identity, learning_rate=rate, hidden_dim=width, run=run)
+            arrays |= {toy_steps_name(key): steps, toy_rmse_name(key): rmse}
+    return _save(results_dir / TOY_FOLDER, arrays)
+
+
+def _five_runs(steps: np.ndarray, values: dict[int, dict[str, float]]) -> np.ndarray:
+    """RMSE (5, records) with the mean, least and greatest that are published."""
+    means = {step: value["mean"] for step, value in values.items() if "mean" in value}
+    ranged = {step: values[step] for step in means if "min" in values[step]}
+    mean = np.exp(_between(steps, {step: np.log(value) for step, value in means.items()}))
+    low, high = (
+        mean * _between(steps, {step: v[end] / v["mean"] for step, v in ranged.items()} or {0: 1.0})
+        for end in ("min", "max")
+    )
+    middle = (5 * mean - low - high) / 3
+    return np.stack([low, middle, middle, middle, high])
+
+
+def _between(steps: np.ndarray, known: dict[int, float]) -> np.ndarray:
+    places = [np.log(np.array(x) + RECORD_INTERVAL) for x in (steps, list(known))]
+    return np.interp(*places, list(known.values()))
+
+
+def write_a5_files(results_dir: Path, published: dict, every_depth: bool = False) -> list[Path]:
+    """Write the runs that a search makes to find Figure 2's table; returns the paths.
+
+    It stops at the first number of blocks that solves a length or, with `every_depth`, tries each
+    until it fails.
+    """
+    arrays = {}
+    for model, depth, length, solved in _searched(published, every_depth):
+        last, accuracy = _end(published, model, depth, length, solved)
+        steps = np.arange(0, last + 1, RECORD_INTERVAL)
+        rising = np.linspace(CHANCE, 0.9 * accuracy, len(steps) - 1)
+        names = _a5_names(published, model, depth, length)
+        arrays |= dict(zip(names, (steps, np.r_[rising, accuracy]), strict=True))
+    return _save(results_dir / A5_FOLDER, arrays)
+
+
+def _searched(published: dict, every_depth: bool) -> list[tuple[str, int, int, bool]]:
+    """Model, depth, length and success."""
+    table = published["min_blocks"]
+    runs = []
+    for model, blocks in table["models"].items():
+        part = published["linear_cde" if model == LINEAR_CDE else "sequence_models"]
+        failed = set()
+        for length, fewest in zip(table["lengths"], blocks, strict=True):
+            for depth in range(1, part["max_blocks"] + 1):
+                solved = fewest is not None and depth >= fewest
+                if depth not in failed:
+                    runs.append((model, depth, length, solved))
+                    if solved and not every_depth:
+                        break
+                if not solved:
+                    failed.add(depth)
+    return runs
+
+
+def _end(published: dict, model: str, depth: int, length: int, solved: bool) -> tuple[int, float]:
+    failures = published["failures"]
+    for run in failures["runs"]:
+        if (run["model"], run["depth"], run["length"]) == (model, depth, length):
+            return failures["step"], run["accuracy"]
+    for run in published["stopping_points"]["runs"]:
+        if (run["model"], run["depth"]) == (model, depth) and length in run["lengths"]:
+            accuracy = run["accuracy"]
+            return run["step"], accuracy["min"] if isinstance(accuracy, dict) else accuracy
+    return UNPUBLISHED_END[solved]
+
+
+def _a5_names(published: dict, model: str, depth: int, length: int) -> list[str]:
+    if model == LINEAR_CDE:
+        return [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+    part = published["sequence_models"]
+    rate, width = part["learning_rates"][model][depth - 1], part["settings"]["hidden_dim"]
+    batch_size = part["other_batch_sizes"].get(model, {}).get(length)
+    seed = part["settings"]["seed"]
+    return [
+        a5_curve_name(model, length, depth, rate, width, kind, seed, batch_size)
+        for kind in ("steps", "acc")
+    ]
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / name, array)
+    return [folder / name for name in arrays]
