@@ -154,11 +154,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _record(accuracy: float | dict[str, float] | None, step: int | None) -> str:
-    if accuracy is None:
-        return "-"
-    if isinstance(accuracy, dict):
-        low = f"{accuracy['min']:.4f}"
-        text = f"{low} to {accuracy['max']:.4f}" if "max" in accuracy else f"{low} or more"
-    else:
-        text = f"{accuracy:.4f}"
-    return f"{text} at step {step:,}"
+    return "-" if accuracy is None else f"{accuracy_text(accuracy)} at step {step:,}"
+
+
+def accuracy_text(accuracy: float | dict[str, float]) -> str:
+    """An accuracy, or a range of them."""
+    if not isinstance(accuracy, dict):
+        return f"{accuracy:.4f}"
+    low = f"{accuracy['min']:.4f}"
+    return f"{low} to {accuracy['max']:.4f}" if "max" in accuracy else f"{low} or more"

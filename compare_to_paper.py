@@ -1,240 +1,67 @@
-"""Our numbers beside the paper's, each with a verdict; `RULES` says how it is reached."""
+"""Does this agree with the paper? Every number of its figures beside ours, with a verdict."""
 
 import argparse
 import json
 import sys
-from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import compare_figure_1
 import compare_figure_2
+import html_report
+import plot_A5
+import plot_toy
+from atomic_files import atomic_write
 from comparison import (
-    AGREES,
-    BETTER,
     DISAGREES,
-    NOT_COMPARABLE,
-    NOT_RUN,
-    PARTIAL,
+    QUESTION,
+    VERDICT_RULE,
     VERDICT_STYLES,
     WORSE,
     Row,
-    defects,
+    answer,
 )
 from result_files import (
     LINEAR_CDE,
     PUBLISHED_RESULTS,
     REPO_ROOT,
-    ToyResults,
     configuration_label,
-    departures,
     load_a5_results,
     load_toy_results,
-    parse_toy_curve_name,
-    parse_toy_lcde_name,
 )
+from run_records import Provenance, RecordGroup, load_provenance
 
-MSE_TOLERANCE = 0.05
-BAND_WIDENING = 0.25
-ZERO_TOLERANCE = 0.02
-TIME_INVARIANT = ("S4", "S5")  # without a nonlinearity these cannot do better than predicting zero
-MEAN = "mean"
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
-IDENTITY = ("model", "depth", "nonlinear", "input_dim")
-
+PICTURES = [
+    str(Path(name).with_suffix(".png")) for name in (plot_toy.OUTPUT_NAME, plot_A5.OUTPUT_NAME)
+]
+REPORTS = ("REPORT.md", "report.html")
 RULES = [
-    "Figure 1, Linear CDE: the MSE of a run against the same run of the paper's, and the mean over "
-    f"our runs against the paper's mean over the same runs; within {MSE_TOLERANCE:.0%} agrees.",
-    "Figure 1, sequence models: the RMSE at the last published step; from "
-    f"{1 - BAND_WIDENING:g} times the paper's least run to {1 + BAND_WIDENING:g} times its "
-    "greatest agrees. S4 and S5 without a nonlinearity learn nothing: within "
-    f"{ZERO_TOLERANCE:.0%} of predicting zero agrees. The mean is taken over the runs that got "
-    "furthest.",
-    "Lower is 'better outside the band', higher is 'worse outside the band'. 'partial': training "
-    "stopped early, so the step is the last published one it recorded. 'not comparable': the "
-    "settings are not the paper's.",
+    compare_figure_1.LINEAR_CDE_RULE,
+    compare_figure_1.SEQUENCE_MODEL_RULE,
+    VERDICT_RULE,
     compare_figure_2.RULE,
 ]
-PRECISION_FOOTNOTE = (
-    "Precision: in float32 the 2D MSE is expected at 0.55 to 0.85 of the paper's, because the "
-    "paper ran on an NVIDIA GPU, whose matmuls round their inputs to TF32. TF32 runs "
-    "(experiment_configs/lcde_toy_tf32.yaml, results/tf32) reproduce the paper's number."
-)
 DESCRIPTION = """Print the paper's numbers, ours, and whether they agree.
 
-Exit code: 0 whatever the verdicts; with --strict, 1 if any verdict is 'worse outside the band' or
-'disagrees' or any result file is unusable ('better outside the band' does not fail); 2 for bad
-arguments."""
+Exit code: 0 whatever the verdicts; 1 without any result file; with --strict, 1 if any verdict is
+'worse outside the band' or 'disagrees' or any result file is unusable ('better outside the band'
+does not fail); 2 for bad arguments."""
 EXAMPLES = """examples:
   python compare_to_paper.py
   python compare_to_paper.py --results-dir results/tf32 --format markdown
   python compare_to_paper.py --format json --strict
+  python compare_to_paper.py --format html > report.html
+  python compare_to_paper.py --report
 """
-
-
-def compare_figure_1(results: ToyResults, published: dict) -> list[Row]:
-    """All rows of Figure 1; `published` is that part of published_results.yaml."""
-    rows = []
-    for input_dim in published["linear_cde"]["mse"]:
-        rows += _linear_cde_rows(results, published["linear_cde"], input_dim)
-    for paper_curve in published["sequence_models"]["curves"]:
-        rows += _sequence_model_rows(results, published, paper_curve)
-    return rows + _unpublished_rows(results, published)
-
-
-def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> list[Row]:
-    paper = dict(enumerate(published["mse"][input_dim]))
-    scores = {score.run: score for score in results.scores if score.input_dim == input_dim}
-    unusable = defects(results.problems, parse_toy_lcde_name)
-    rows = []
-    for run in sorted(paper.keys() | scores.keys()):
-        row = Row(1, LINEAR_CDE, None, None, input_dim, None, run, "MSE", paper=paper.get(run))
-        if run not in scores:
-            rows.append(replace(row, note=unusable.get((input_dim, run), "")))
-            continue
-        config = scores[run].config
-        row = replace(row, ours=scores[run].mse, precision=config.get("matmul_precision"))
-        differences = departures(config, published["settings"])
-        if (input_dim, run) in unusable:  # the number is sound, so the fault is in its record
-            differences.append(unusable[input_dim, run])
-        if run not in paper:
-            differences.append("the paper has no such run")
-        if differences:
-            rows.append(replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences)))
-        else:
-            rows.append(_judge(row, *_around(row.paper, MSE_TOLERANCE)))
-    return [*rows, _linear_cde_mean(rows, len(paper))]
-
-
-def _linear_cde_mean(rows: list[Row], paper_runs: int) -> Row:
-    """The mean over the comparable runs, against the paper's mean over the same runs."""
-    used = [row for row in rows if row.low is not None]
-    same_runs = used or [row for row in rows if row.paper is not None]
-    mean = Row(1, LINEAR_CDE, None, None, rows[0].input_dim, None, MEAN, "MSE")
-    mean = replace(mean, paper=_mean(same_runs, "paper"))
-    if not used:
-        return replace(mean, verdict=_verdict_without_runs(rows))
-    precision = ", ".join(sorted({row.precision for row in used if row.precision})) or None
-    runs = ", ".join(str(row.run) for row in used)
-    note = f"both over run {runs}" if len(used) < paper_runs else ""
-    mean = replace(mean, ours=_mean(used, "ours"), precision=precision, note=note)
-    return _judge(mean, *_around(mean.paper, MSE_TOLERANCE))
-
-
-def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[Row]:
-    """One row a run, and one for the mean over the runs that got furthest."""
-    settings = published["sequence_models"]["settings"]
-    blank = Row(1, *(paper_curve[name] for name in IDENTITY), None, MEAN, "RMSE")
-    rows = []
-    for curve in results.curves:
-        if any(getattr(curve.key, name) != paper_curve[name] for name in IDENTITY):
-            continue
-        values = dict(zip(curve.steps.astype(int).tolist(), curve.rmse.tolist(), strict=True))
-        row = replace(blank, run=curve.key.run)
-        differences = departures(vars(curve.key), settings)
-        if differences:
-            row = replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences))
-            rows.append(_at_step(row, max(values), values))
-        else:
-            step = max(paper_curve["rmse"].keys() & values.keys(), default=max(values))
-            rows.append(_judge_rmse(_at_step(row, step, values), published, paper_curve))
-    return [*rows, _sequence_model_mean(rows, blank, results, published, paper_curve)]
-
-
-def _at_step(row: Row, step: int, values: dict[int, float]) -> Row:
-    return replace(row, step=step, ours=values[step])
-
-
-def _sequence_model_mean(
-    rows: list[Row], blank: Row, results: ToyResults, published: dict, paper_curve: dict
-) -> Row:
-    notes = [
-        f"run {key.run} unusable: {reason}"
-        for (_, key), reason in defects(results.problems, parse_toy_curve_name).items()
-        if all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
-    ]
-    comparable = [row for row in rows if row.verdict != NOT_COMPARABLE]
-    if not comparable:
-        last_step = published["sequence_models"]["last_step"]
-        paper = paper_curve["rmse"][last_step]["mean"]
-        low, high = _band(last_step, published, paper_curve)
-        mean = replace(blank, step=last_step, paper=paper, low=low, high=high)
-        return replace(mean, verdict=_verdict_without_runs(rows), note="; ".join(notes))
-    step = max(row.step for row in comparable)
-    used = [row for row in comparable if row.step == step]
-    mean = replace(blank, step=step, ours=_mean(used, "ours"))
-    mean = _judge_rmse(mean, published, paper_curve)
-    paper_runs = published["sequence_models"]["runs"]
-    if len(used) < paper_runs:
-        notes.insert(0, f"over {len(used)} of {paper_runs} runs")
-    return replace(mean, note="; ".join([mean.note, *notes] if mean.note else notes))
-
-
-def _unpublished_rows(results: ToyResults, published: dict) -> list[Row]:
-    """Runs of configurations that the paper does not have."""
-    known = {tuple(c[name] for name in IDENTITY) for c in published["sequence_models"]["curves"]}
-    rows = []
-    for curve in results.curves:
-        identity = tuple(getattr(curve.key, name) for name in IDENTITY)
-        if identity not in known:
-            row = Row(1, *identity, None, curve.key.run, "RMSE", step=int(curve.steps[-1]))
-            row = replace(row, ours=float(curve.rmse[-1]), verdict=NOT_COMPARABLE)
-            rows.append(replace(row, note="the paper has no such configuration"))
-    return rows
-
-
-def _judge_rmse(row: Row, published: dict, paper_curve: dict) -> Row:
-    """Compare at the row's step; at any step but the last the verdict is 'partial'."""
-    row = replace(row, paper=paper_curve["rmse"].get(row.step, {}).get("mean"))
-    judged = _judge(row, *_band(row.step, published, paper_curve))
-    if row.step == published["sequence_models"]["last_step"]:
-        return judged
-    if judged.low is None:
-        note = "no published range at this step"
-    else:
-        note = "inside the band so far" if judged.verdict == AGREES else f"{judged.verdict} so far"
-    return replace(judged, verdict=PARTIAL, note=note)
-
-
-def _judge(row: Row, low: float | None, high: float | None) -> Row:
-    """Decide by the limits of 'agrees', where lower is better; without limits, don't decide."""
-    verdict = row.verdict
-    if low is not None:
-        verdict = BETTER if row.ours < low else AGREES if row.ours <= high else WORSE
-    difference = row.ours / row.paper - 1 if row.paper else None
-    return replace(row, verdict=verdict, relative_difference=difference, low=low, high=high)
-
-
-def _band(step: int, published: dict, paper_curve: dict) -> tuple[float, float] | tuple[None, None]:
-    """The limits of 'agrees' for an RMSE at a step; (None, None) where no range is published."""
-    last_step = published["sequence_models"]["last_step"]
-    learns_nothing = paper_curve["model"] in TIME_INVARIANT and not paper_curve["nonlinear"]
-    if step == last_step and learns_nothing:
-        zero = published["predicting_zero"]["rmse"][paper_curve["input_dim"]]
-        return _around(zero, ZERO_TOLERANCE)
-    value = paper_curve["rmse"].get(step, {})
-    if "min" not in value:
-        return None, None
-    return value["min"] * (1 - BAND_WIDENING), value["max"] * (1 + BAND_WIDENING)
-
-
-def _around(value: float, tolerance: float) -> tuple[float, float]:
-    return value * (1 - tolerance), value * (1 + tolerance)
-
-
-def _mean(rows: list[Row], name: str) -> float:
-    return float(np.mean([getattr(row, name) for row in rows]))
-
-
-def _verdict_without_runs(rows: list[Row]) -> str:
-    return NOT_COMPARABLE if any(row.verdict == NOT_COMPARABLE for row in rows) else NOT_RUN
 
 
 def as_json(rows: list[Row]) -> str:
@@ -248,6 +75,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
     linear_cde = [row for row in figure_1 if row.model == LINEAR_CDE]
     others = [row for row in figure_1 if row.model != LINEAR_CDE]
     common = ["input", "run", "ours", "paper", "difference"]
+    limits = ["at step", "paper's range", "agrees within"]
     return [
         (
             "Figure 1, Linear CDE: validation MSE",
@@ -256,11 +84,8 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
         ),
         (
             "Figure 1, sequence models: validation RMSE",
-            ["model", *common, "at step", "agrees within", "verdict", "note"],
-            [
-                [_name(r), *_numbers(r, ".4f"), f"{r.step:,}", _limits(r), r.verdict, r.note]
-                for r in others
-            ],
+            ["model", *common, *limits, "verdict", "note"],
+            [[_name(r), *_numbers(r, ".4f"), *_limits(r), r.verdict, r.note] for r in others],
         ),
         compare_figure_2.table([row for row in rows if row.figure == 2]),
     ]
@@ -276,29 +101,54 @@ def _numbers(row: Row, form: str) -> list[str]:
     return [f"{row.input_dim}D", str(row.run), ours, paper, change]
 
 
-def _limits(row: Row) -> str:
-    return "-" if row.low is None else f"{row.low:.4f} to {row.high:.4f}"
+def _limits(row: Row) -> list[str]:
+    ranges = [(row.paper_min, row.paper_max), (row.low, row.high)]
+    shown = ["-" if low is None else f"{low:.4f} to {high:.4f}" for low, high in ranges]
+    return [f"{row.step:,}", *shown]
 
 
 def footnotes(rows: list[Row]) -> list[str]:
     """The rules behind the verdicts, and what explains a difference in these rows."""
-    return RULES + ([PRECISION_FOOTNOTE] if any(row.precision for row in rows) else [])
+    return RULES + ([compare_figure_1.PRECISION_NOTE] if any(row.precision for row in rows) else [])
 
 
-def summary(rows: list[Row]) -> str:
-    """How many rows got each verdict."""
-    counts = Counter(row.verdict for row in rows)
-    return f"{len(rows)} numbers: " + ", ".join(f"{v} {counts[v]}" for v in VERDICT_STYLES)
+def as_markdown(rows: list[Row], provenance: Provenance, pictures: Sequence[str] = ()) -> str:
+    """The answer, the tables, the rules and how the results were made; `pictures` are links."""
+    return "\n\n".join(
+        [
+            f"# {QUESTION}",
+            f"**{answer(rows)}**",
+            *(f"![{name}]({name})" for name in pictures),
+            *(part for table in tables(rows) for part in (f"## {table[0]}", _table(*table[1:]))),
+            "## How each verdict is reached",
+            "\n".join(f"- {rule}" for rule in footnotes(rows)),
+            "## How each result was made",
+            *(part for group in provenance.groups for part in _group(group)),
+            *_unrecorded(provenance),
+        ]
+    )
 
 
-def as_markdown(rows: list[Row]) -> str:
-    """The tables, the footnotes and the summary."""
-    parts = []
-    for title, headings, cells in tables(rows):
-        lines = [headings, ["---"] * len(headings), *cells]
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in escaped)]
-    return "\n\n".join([*parts, *footnotes(rows), summary(rows)])
+def _table(headings: list[str], cells: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *cells]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _group(group: RecordGroup) -> list[str]:
+    config = ", ".join(f"{name} {value}" for name, value in group.config.items())
+    runs = [[r.label, r.outcome, r.wall_time, r.date, r.commit] for r in group.runs]
+    return [
+        f"### {group.experiment[0].upper()}{group.experiment[1:]}",
+        f"{group.hardware}; {group.software}.",
+        f"Config: {config}.",
+        _table(["run", "outcome", "wall time", "date", "commit"], runs),
+    ]
+
+
+def _unrecorded(provenance: Provenance) -> list[str]:
+    runs = provenance.unrecorded
+    return [f"Without a record of how they were made: {'; '.join(runs)}."] if runs else []
 
 
 def print_text(rows: list[Row]) -> None:
@@ -310,7 +160,7 @@ def print_text(rows: list[Row]) -> None:
         console.width = max(MIN_WIDTH, *(wide.measure(table).maximum for table in built))
     for table in built:
         console.print(table)
-    for paragraph in [*footnotes(rows), summary(rows)]:
+    for paragraph in [*footnotes(rows), f"{QUESTION} {answer(rows)}"]:
         console.print(Text(paragraph), width=min(console.width, MIN_WIDTH))
 
 
@@ -341,7 +191,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=REPO_ROOT / "results",
         help="folder that holds outputs_toy/ and outputs_A5/ (default: results in the repository)",
     )
-    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "json", "html"), default="text", help="of stdout"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help=f"also write {' and '.join(REPORTS)} in the results folder",
+    )
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -351,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the comparison. Exit code: 0, 1 (--strict), 2 (bad arguments)."""
+    """Print the comparison. Exit code: 0, 1 (no results; --strict), 2 (bad arguments)."""
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
@@ -361,13 +218,33 @@ def main(argv: list[str] | None = None) -> int:
     problems = toy.problems + a5.problems
     for problem in problems:
         print(f"warning: skipped {problem}", file=sys.stderr)
+    if not (toy.scores or toy.curves or a5.curves or problems):
+        print(f"nothing to compare: no results in {args.results_dir}", file=sys.stderr)
+        return 1
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
-    rows = compare_figure_1(toy, published["figure_1"])
+    rows = compare_figure_1.compare(toy, published["figure_1"])
     rows += compare_figure_2.compare(a5, published["figure_2"])
+    provenance = load_provenance(args.results_dir)
+
+    def html() -> str:
+        return html_report.page(rows, toy, a5, published, provenance)
+
     if args.format == "text":
         print_text(rows)
+    elif args.format == "html":
+        print(html(), end="")
     else:
-        print(as_json(rows) if args.format == "json" else as_markdown(rows))
+        print(as_json(rows) if args.format == "json" else as_markdown(rows, provenance))
+    if args.report:
+        pictures = [name for name in PICTURES if (args.results_dir / name).exists()]
+        markdown = as_markdown(rows, provenance, pictures) + "\n"
+        for name, text in zip(REPORTS, (markdown, html()), strict=True):
+            try:
+                with atomic_write(args.results_dir / name, "w") as file:
+                    file.write(text)
+            except OSError as error:
+                parser.error(f"cannot write: {error}")
+            print(f"wrote {args.results_dir / name}", file=sys.stderr)
     failed = bool(problems) or any(row.verdict in (WORSE, DISAGREES) for row in rows)
     return 1 if args.strict and failed else 0
 

@@ -1,5 +1,6 @@
-"""One number of the paper beside ours: the row that every comparison fills, and its verdicts."""
+"""The paper's numbers beside ours: the row that every comparison fills, its verdict, the answer."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,24 @@ WORSE = "worse outside the band"
 PARTIAL = "partial"
 NOT_RUN = "not run"
 NOT_COMPARABLE = "not comparable"
+MEAN = "mean"
+QUESTION = "Does this agree with the paper?"
+# For one number, and for several.
+_PHRASES = {
+    AGREES: ("agrees", "agree"),
+    DISAGREES: ("disagrees", "disagree"),
+    BETTER: ("is better than its band", "are better than its band"),
+    WORSE: ("is worse than its band", "are worse than its band"),
+    PARTIAL: ("is partial", "are partial"),
+    NOT_COMPARABLE: ("is not comparable", "are not comparable"),
+    NOT_RUN: ("was not run", "were not run"),
+}
+_SO_FAR = {AGREES: "inside the band so far", BETTER: "better so far", WORSE: "worse so far"}
+VERDICT_RULE = (
+    "Lower is 'better outside the band', higher is 'worse outside the band'. 'partial': training "
+    "stopped early, so the step is the last published one it recorded, and the note says how it "
+    "compares at that step. 'not comparable': the settings are not the paper's."
+)
 VERDICT_STYLES = {
     AGREES: "green",
     DISAGREES: "bold red",
@@ -28,10 +47,11 @@ VERDICT_STYLES = {
 class Row:
     """One number of the paper beside ours; None where there is none.
 
-    `run` is a run's number or 'mean'. `low` and `high` are the limits of 'agrees'. `step` is our
-    value's. In Figure 2 `state` and `paper_state` are numbers of blocks or why there is none, and
-    the accuracies are the last records of the runs that decided; where the paper's is known as a
-    range only, it is a mapping with min and max.
+    `run` is a run's number or 'mean'. `paper_min` and `paper_max` are over the paper's runs, `low`
+    and `high` the limits of 'agrees'. `step` is our value's; where that is not the last one,
+    `so_far` is the verdict at that step. In Figure 2 `state` and `paper_state` are numbers of
+    blocks or why there is none, and the accuracies are the last records of the runs that decided;
+    where the paper's is known as a range only, it is a mapping with min and max.
     """
 
     figure: int
@@ -45,10 +65,13 @@ class Row:
     step: int | None = None
     ours: float | None = None
     paper: float | None = None
+    paper_min: float | None = None
+    paper_max: float | None = None
     relative_difference: float | None = None
     low: float | None = None
     high: float | None = None
     verdict: str = NOT_RUN
+    so_far: str | None = None
     precision: str | None = None
     note: str = ""
     difference: int | None = None
@@ -57,6 +80,45 @@ class Row:
     accuracy: float | None = None
     paper_step: int | None = None
     paper_accuracy: float | dict[str, float] | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it stands for a number of the paper, not for one more run or setting of ours."""
+        if self.figure == 2:
+            return self.paper_state is not None
+        return self.run == MEAN or (self.quantity == "MSE" and self.paper is not None)
+
+
+def count_verdicts(rows: list[Row]) -> dict[str, int]:
+    """How many of the paper's numbers got each verdict, in a fixed order."""
+    counts = Counter(row.verdict for row in rows if row.is_published)
+    return {verdict: counts[verdict] for verdict in VERDICT_STYLES}
+
+
+def answer(rows: list[Row]) -> str:
+    """Whether our numbers agree with the paper's, in a sentence."""
+    counts = count_verdicts(rows)
+    total = sum(counts.values())
+    so_far = Counter(row.so_far for row in rows if row.is_published)
+    parts = []
+    for verdict, count in counts.items():
+        if count:
+            parts.append(f"{count} {_PHRASES[verdict][count > 1]}")
+        if verdict == PARTIAL and any(so_far[v] for v in _SO_FAR):
+            known = [f"{so_far[v]} {words}" for v, words in _SO_FAR.items() if so_far[v]]
+            parts[-1] += f" ({', '.join(known)})"
+    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+    return f"{_lead(counts, so_far)}: of the paper's {total} numbers, {listed}."
+
+
+def _lead(counts: dict[str, int], so_far: Counter) -> str:
+    if not any(counts[v] for v in (AGREES, DISAGREES, BETTER, WORSE, PARTIAL)):
+        return "Not known yet"
+    if counts[DISAGREES] or counts[WORSE] or so_far[WORSE]:
+        return "Not everywhere"
+    words = "it agrees or is better" if counts[BETTER] or so_far[BETTER] else "yes"
+    complete = counts[AGREES] + counts[BETTER] == sum(counts.values())
+    return words[0].upper() + words[1:] if complete else f"As far as it was run, {words}"
 
 
 def defects(problems: list[Problem], parse: Callable[[str], Any]) -> dict[Any, str]:

@@ -1,11 +1,15 @@
 """What the figures share: one look, the same bytes for the same input, and one command line."""
 
 import argparse
+import html
+import io
+import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from atomic_files import atomic_write
@@ -33,6 +37,22 @@ def save_figure(figure: Figure, pdf: Path) -> list[Path]:
     with atomic_write(png) as file:
         figure.savefig(file, format="png", dpi=PNG_DPI)
     return [pdf, png]
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """An <svg> element for a page; `name` starts all its ids, `label` is read out in its place.
+
+    Letters are outlines, so that it looks the same without the font. The same figure gives the same
+    text.
+    """
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+    text = buffer.getvalue()
+    # Every figure of Matplotlib's has an axes_1 and a glyph of each letter.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text[text.index("<svg") :])
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1).strip()
 
 
 def plot_parser(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+import compare_figure_1
 import compare_figure_2
 import compare_to_paper
 from comparison import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
@@ -47,7 +48,7 @@ def curve(values, model="Mamba", depth=1, nonlinear=False, input_dim=2, run=0, h
 
 
 def rows_of(results: ToyResults, **wanted) -> list:
-    rows = compare_to_paper.compare_figure_1(results, FIGURE_1)
+    rows = compare_figure_1.compare(results, FIGURE_1)
     return [row for row in rows if all(getattr(row, k) == v for k, v in wanted.items())]
 
 
@@ -90,7 +91,8 @@ def write_results(results_dir: Path, results: ToyResults) -> Path:
 
 def numbers_in(value) -> list:
     if isinstance(value, dict):
-        inside = [v for k, v in value.items() if k not in ("source", "model", "solver", "group")]
+        words = ("source", "model", "solver", "group", "block_order")
+        inside = [v for k, v in value.items() if k not in words]
         return [number for v in inside for number in numbers_in(v)]
     if isinstance(value, list):
         return [number for v in value for number in numbers_in(v)]
@@ -109,7 +111,7 @@ def test_published_values_are_the_papers():
     assert PAPER_MSE[3][4] == 4.939035e-05
     assert FIGURE_1["predicting_zero"]["rmse"] == {2: 0.11195025, 3: 0.058498096}
     curves = FIGURE_1["sequence_models"]["curves"]
-    assert len({tuple(c[name] for name in compare_to_paper.IDENTITY) for c in curves}) == 18
+    assert len({tuple(c[name] for name in compare_figure_1.IDENTITY) for c in curves}) == 18
     for paper_curve in curves:
         for value in paper_curve["rmse"].values():
             ordered = [value[name] for name in ("min", "mean", "max") if name in value]
@@ -158,11 +160,9 @@ def test_precision_does_not_make_a_run_incomparable_but_is_shown_and_explained()
     results = ToyResults([score(0.65, matmul_precision="float32", hidden_dim=256)])
     row = row_of(results, model="Linear CDE", input_dim=2, run=0)
     assert (row.verdict, row.precision) == (BETTER, "float32")
-    text = compare_to_paper.as_markdown([row])
-    assert "0.55 to 0.85" in text
-    assert "0.55 to 0.85" not in compare_to_paper.as_markdown(
-        [row_of(ToyResults(), run=0, input_dim=2)]
-    )
+    assert "0.55 to 0.85" in compare_to_paper.footnotes([row])[-1]
+    not_run = row_of(ToyResults(), run=0, input_dim=2)
+    assert "0.55 to 0.85" not in compare_to_paper.footnotes([not_run])[-1]
 
 
 def test_a_result_with_a_damaged_record_is_not_compared():
@@ -213,10 +213,46 @@ def test_an_unfinished_curve_is_partial_at_the_last_published_step_it_reached(
     assert row.ours == values[step]
 
 
-def test_an_unfinished_curve_with_nothing_published_shows_its_last_value():
-    results = ToyResults(curves=[curve({0: 0.2, 10000: 0.05}, input_dim=3)])
-    row = row_of(results, model="Mamba", depth=1, input_dim=3, run=0)
+@pytest.mark.parametrize(
+    ("model", "input_dim"), [("Mamba", 3), ("S5", 2)], ids=["nothing", "step 0 alone"]
+)
+def test_an_unfinished_curve_with_nothing_published_shows_its_last_value(model, input_dim):
+    values = {0: 0.2, 10000: 0.05}
+    results = ToyResults(curves=[curve(values, model, 2, True, input_dim)])
+    row = row_of(results, model=model, depth=2, nonlinear=True, input_dim=input_dim, run=0)
     assert (row.verdict, row.step, row.ours, row.paper) == (PARTIAL, 10000, 0.05, None)
+    assert (row.so_far, row.note) == (None, "no published range at this step")
+
+
+@pytest.mark.parametrize(("end", "so_far"), [(0.035, BETTER), (0.056, AGREES), (0.09, WORSE)])
+def test_a_run_configured_for_10000_steps_is_compared_with_the_papers_range_there(
+    tmp_path, end, so_far
+):
+    values = {0: 0.2, 5000: 0.1, 10000: end}
+    folder = write_results(tmp_path, ToyResults(curves=[curve(values)]))
+    record = {"config": {"max_steps": 10000, "block_order": "activate_then_mix"}}
+    steps = folder / toy_steps_name(curve(values).key)
+    steps.with_suffix(".json").write_text(json.dumps(record))
+    done = run_from("/", "--results-dir", tmp_path, "--format", "json")
+    rows = [row for row in json.loads(done.stdout) if row["verdict"] == PARTIAL]
+    assert [row["run"] for row in rows] == [0, "mean"]
+    for row in rows:
+        assert (row["step"], row["paper"], row["so_far"]) == (10000, 0.0560, so_far)
+        assert (row["paper_min"], row["paper_max"]) == (0.0490, 0.0639)
+
+
+def test_a_curve_whose_record_departs_or_is_damaged_is_not_compared(tmp_path):
+    values = {0: 0.2, 990000: 0.0217}
+    folder = write_results(tmp_path, ToyResults(curves=[curve(values), curve(values, run=1)]))
+    stems = [folder / toy_steps_name(curve(values, run=run).key) for run in (0, 1)]
+    order = {"config": {"block_order": "mix_then_activate"}}
+    stems[0].with_suffix(".json").write_text(json.dumps(order))
+    stems[1].with_suffix(".json").write_text("{")
+    done = run_from("/", "--results-dir", tmp_path, "--format", "json")
+    rows = [row for row in json.loads(done.stdout) if row["verdict"] != NOT_RUN]
+    assert [row["verdict"] for row in rows] == [NOT_COMPARABLE] * 3
+    assert rows[0]["note"] == "block_order mix_then_activate, paper activate_then_mix"
+    assert "not a usable run record" in rows[1]["note"]
 
 
 def test_the_mean_of_curves_is_over_the_runs_that_got_furthest():
@@ -241,7 +277,7 @@ def test_a_configuration_the_paper_lacks_is_listed():
 
 
 def test_without_results_every_published_number_is_listed_as_not_run():
-    rows = compare_to_paper.compare_figure_1(ToyResults(), FIGURE_1)
+    rows = compare_figure_1.compare(ToyResults(), FIGURE_1)
     assert len(rows) == 2 * 6 + 18
     assert {row.verdict for row in rows} == {NOT_RUN}
     assert all(row.ours is None and row.paper is not None for row in rows)
@@ -266,7 +302,7 @@ def test_json_is_all_of_stdout_and_names_every_key(tmp_path):
     assert f"results/outputs_toy/{broken.name}" in done.stderr
 
 
-def test_piped_text_is_not_cut_and_ends_with_a_summary(tmp_path):
+def test_piped_text_is_not_cut_and_ends_with_the_answer(tmp_path):
     results = ToyResults([score(0.65), score(hidden_dim=8, num_paths=10, seed=1, run=1)])
     folder = write_results(tmp_path, results)
     record = (folder / toy_lcde_name(2, 1)).with_suffix(".json")
@@ -279,8 +315,8 @@ def test_piped_text_is_not_cut_and_ends_with_a_summary(tmp_path):
     assert "…" not in done.stdout
     flowing = " ".join(done.stdout.split())
     assert flowing.endswith(
-        "100 numbers: agrees 0, disagrees 0, better outside the band 2, worse outside the band 0, "
-        "partial 0, not comparable 1, not run 97"
+        "Does this agree with the paper? As far as it was run, it agrees or is better: of the "
+        "paper's 100 numbers, 2 are better than its band, 1 is not comparable and 97 were not run."
     )
 
 
@@ -323,7 +359,7 @@ def test_bad_arguments_exit_2_with_nothing_on_stdout(tmp_path):
 
 def test_rows_hold_plain_json_types():
     results = ToyResults([score()], [curve({0: 0.2, 990000: 0.02})])
-    rows = compare_to_paper.compare_figure_1(results, FIGURE_1)
+    rows = compare_figure_1.compare(results, FIGURE_1)
     assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
     rows = compare_figure_2.compare(A5Results([a5_curve(), a5_curve("LSTM")]), FIGURE_2)
     assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]

@@ -1,0 +1,217 @@
+"""Validation errors on the toy task (Figure 1): ours beside the paper's."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from comparison import (
+    AGREES,
+    BETTER,
+    MEAN,
+    NOT_COMPARABLE,
+    NOT_RUN,
+    PARTIAL,
+    WORSE,
+    Row,
+    defects,
+)
+from result_files import (
+    LINEAR_CDE,
+    ToyResults,
+    departures,
+    parse_toy_curve_name,
+    parse_toy_lcde_name,
+)
+
+MSE_TOLERANCE = 0.05
+BAND_WIDENING = 0.25
+ZERO_TOLERANCE = 0.02
+TIME_INVARIANT = ("S4", "S5")  # without a nonlinearity these cannot do better than predicting zero
+IDENTITY = ("model", "depth", "nonlinear", "input_dim")
+LINEAR_CDE_RULE = (
+    "Figure 1, Linear CDE: the MSE of a run against the same run of the paper's, and the mean over "
+    f"our runs against the paper's mean over the same runs; within {MSE_TOLERANCE:.0%} agrees."
+)
+SEQUENCE_MODEL_RULE = (
+    "Figure 1, sequence models: the RMSE at the last published step; from "
+    f"{1 - BAND_WIDENING:g} times the paper's least run to {1 + BAND_WIDENING:g} times its "
+    "greatest agrees. S4 and S5 without a nonlinearity learn nothing: within "
+    f"{ZERO_TOLERANCE:.0%} of predicting zero agrees. The mean is taken over the runs that got "
+    "furthest."
+)
+PRECISION_NOTE = (
+    "Precision: in float32 the 2D MSE is expected at 0.55 to 0.85 of the paper's, because the "
+    "paper ran on an NVIDIA GPU, whose matmuls round their inputs to TF32. TF32 runs "
+    "(experiment_configs/lcde_toy_tf32.yaml, results/tf32) reproduce the paper's number."
+)
+
+
+def compare(results: ToyResults, published: dict) -> list[Row]:
+    """Rows of every number; `published` is that part of published_results.yaml."""
+    rows = []
+    for input_dim in published["linear_cde"]["mse"]:
+        rows += _linear_cde_rows(results, published["linear_cde"], input_dim)
+    for paper_curve in published["sequence_models"]["curves"]:
+        rows += _sequence_model_rows(results, published, paper_curve)
+    return rows + _unpublished_rows(results, published)
+
+
+def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> list[Row]:
+    paper = dict(enumerate(published["mse"][input_dim]))
+    scores = {score.run: score for score in results.scores if score.input_dim == input_dim}
+    unusable = defects(results.problems, parse_toy_lcde_name)
+    rows = []
+    for run in sorted(paper.keys() | scores.keys()):
+        row = Row(1, LINEAR_CDE, None, None, input_dim, None, run, "MSE", paper=paper.get(run))
+        if run not in scores:
+            rows.append(replace(row, note=unusable.get((input_dim, run), "")))
+            continue
+        config = scores[run].config
+        row = replace(row, ours=scores[run].mse, precision=config.get("matmul_precision"))
+        differences = departures(config, published["settings"])
+        if (input_dim, run) in unusable:  # the number is sound, so the fault is in its record
+            differences.append(unusable[input_dim, run])
+        if run not in paper:
+            differences.append("the paper has no such run")
+        if differences:
+            rows.append(replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences)))
+        else:
+            rows.append(_judge(row, *_around(row.paper, MSE_TOLERANCE)))
+    return [*rows, _linear_cde_mean(rows, len(paper))]
+
+
+def _linear_cde_mean(rows: list[Row], paper_runs: int) -> Row:
+    """The mean over the comparable runs, against the paper's mean over the same runs."""
+    used = [row for row in rows if row.low is not None]
+    same_runs = used or [row for row in rows if row.paper is not None]
+    mean = Row(1, LINEAR_CDE, None, None, rows[0].input_dim, None, MEAN, "MSE")
+    mean = replace(mean, paper=_mean(same_runs, "paper"))
+    if not used:
+        return replace(mean, verdict=_verdict_without_runs(rows))
+    precision = ", ".join(sorted({row.precision for row in used if row.precision})) or None
+    runs = ", ".join(str(row.run) for row in used)
+    note = f"both over run {runs}" if len(used) < paper_runs else ""
+    mean = replace(mean, ours=_mean(used, "ours"), precision=precision, note=note)
+    return _judge(mean, *_around(mean.paper, MSE_TOLERANCE))
+
+
+def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[Row]:
+    """One row a run, and one for the mean over the runs that got furthest."""
+    settings = published["sequence_models"]["settings"]
+    blank = Row(1, *(paper_curve[name] for name in IDENTITY), None, MEAN, "RMSE")
+    unusable = {
+        key: why for (_, key), why in defects(results.problems, parse_toy_curve_name).items()
+    }
+    rows = []
+    for curve in results.curves:
+        if any(getattr(curve.key, name) != paper_curve[name] for name in IDENTITY):
+            continue
+        values = dict(zip(curve.steps.astype(int).tolist(), curve.rmse.tolist(), strict=True))
+        row = replace(blank, run=curve.key.run)
+        differences = departures(curve.settings, settings)
+        if curve.key in unusable:  # the curve is sound, so the fault is in its record
+            differences.append(unusable[curve.key])
+        if differences:
+            row = replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences))
+            rows.append(_at_step(row, max(values), values))
+        else:
+            # At step 0 nothing is trained, so that there is nothing to compare.
+            shared = paper_curve["rmse"].keys() & values.keys() - {0}
+            step = max(shared, default=max(values))
+            rows.append(_judge_rmse(_at_step(row, step, values), published, paper_curve))
+    return [*rows, _sequence_model_mean(rows, blank, results, published, paper_curve)]
+
+
+def _at_step(row: Row, step: int, values: dict[int, float]) -> Row:
+    return replace(row, step=step, ours=values[step])
+
+
+def _sequence_model_mean(
+    rows: list[Row], blank: Row, results: ToyResults, published: dict, paper_curve: dict
+) -> Row:
+    notes = [
+        f"run {key.run} unusable: {reason}"
+        for (_, key), reason in defects(results.problems, parse_toy_curve_name).items()
+        if all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
+    ]
+    comparable = [row for row in rows if row.verdict != NOT_COMPARABLE]
+    if not comparable:
+        last_step = published["sequence_models"]["last_step"]
+        low, high = _band(last_step, published, paper_curve)
+        mean = _beside_paper(replace(blank, step=last_step, low=low, high=high), paper_curve)
+        return replace(mean, verdict=_verdict_without_runs(rows), note="; ".join(notes))
+    step = max(row.step for row in comparable)
+    used = [row for row in comparable if row.step == step]
+    mean = replace(blank, step=step, ours=_mean(used, "ours"))
+    mean = _judge_rmse(mean, published, paper_curve)
+    paper_runs = published["sequence_models"]["runs"]
+    if len(used) < paper_runs:
+        notes.insert(0, f"over {len(used)} of {paper_runs} runs")
+    return replace(mean, note="; ".join([mean.note, *notes] if mean.note else notes))
+
+
+def _unpublished_rows(results: ToyResults, published: dict) -> list[Row]:
+    """Runs of configurations that the paper does not have."""
+    known = {tuple(c[name] for name in IDENTITY) for c in published["sequence_models"]["curves"]}
+    rows = []
+    for curve in results.curves:
+        identity = tuple(getattr(curve.key, name) for name in IDENTITY)
+        if identity not in known:
+            row = Row(1, *identity, None, curve.key.run, "RMSE", step=int(curve.steps[-1]))
+            row = replace(row, ours=float(curve.rmse[-1]), verdict=NOT_COMPARABLE)
+            rows.append(replace(row, note="the paper has no such configuration"))
+    return rows
+
+
+def _judge_rmse(row: Row, published: dict, paper_curve: dict) -> Row:
+    """Compare at the row's step; at any step but the last the verdict is 'partial'."""
+    row = _beside_paper(row, paper_curve)
+    judged = _judge(row, *_band(row.step, published, paper_curve))
+    if row.step == published["sequence_models"]["last_step"]:
+        return judged
+    if judged.low is None:
+        return replace(judged, verdict=PARTIAL, note="no published range at this step")
+    note = "inside the band so far" if judged.verdict == AGREES else f"{judged.verdict} so far"
+    return replace(judged, verdict=PARTIAL, so_far=judged.verdict, note=note)
+
+
+def _beside_paper(row: Row, paper_curve: dict) -> Row:
+    """Fill in what is published at the row's step."""
+    value = paper_curve["rmse"].get(row.step, {})
+    return replace(
+        row, paper=value.get("mean"), paper_min=value.get("min"), paper_max=value.get("max")
+    )
+
+
+def _judge(row: Row, low: float | None, high: float | None) -> Row:
+    """Decide by the limits of 'agrees', where lower is better; without limits, don't decide."""
+    verdict = row.verdict
+    if low is not None:
+        verdict = BETTER if row.ours < low else AGREES if row.ours <= high else WORSE
+    difference = row.ours / row.paper - 1 if row.paper else None
+    return replace(row, verdict=verdict, relative_difference=difference, low=low, high=high)
+
+
+def _band(step: int, published: dict, paper_curve: dict) -> tuple[float, float] | tuple[None, None]:
+    """The limits of 'agrees' for an RMSE at a step; (None, None) where no range is published."""
+    last_step = published["sequence_models"]["last_step"]
+    learns_nothing = paper_curve["model"] in TIME_INVARIANT and not paper_curve["nonlinear"]
+    if step == last_step and learns_nothing:
+        zero = published["predicting_zero"]["rmse"][paper_curve["input_dim"]]
+        return _around(zero, ZERO_TOLERANCE)
+    value = paper_curve["rmse"].get(step, {})
+    if "min" not in value:
+        return None, None
+    return value["min"] * (1 - BAND_WIDENING), value["max"] * (1 + BAND_WIDENING)
+
+
+def _around(value: float, tolerance: float) -> tuple[float, float]:
+    return value * (1 - tolerance), value * (1 + tolerance)
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    return float(np.mean([getattr(row, name) for row in rows]))
+
+
+def _verdict_without_runs(rows: list[Row]) -> str:
+    return NOT_COMPARABLE if any(row.verdict == NOT_COMPARABLE for row in rows) else NOT_RUN
