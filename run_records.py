@@ -135,7 +135,7 @@ def _record(experiment: str, label: str, content: dict) -> RunRecord:
         software=", ".join(f"{k} {v}" for k, v in _mapping(provenance, "packages").items())
         or NOT_RECORDED,
         commit=_commit(provenance),
-        date=str(provenance.get("started", NOT_RECORDED))[: len("2024-12-31")],
+        date=str(provenance.get("started", "")).partition("T")[0] or NOT_RECORDED,
     )
 
 

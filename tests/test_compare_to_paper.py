@@ -11,6 +11,7 @@ import yaml
 import compare_figure_1
 import compare_figure_2
 import compare_to_paper
+from benchmarks.released_files import write_released_files
 from comparison import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
 from result_files import (
     A5_FOLDER,
@@ -281,6 +282,13 @@ def test_without_results_every_published_number_is_listed_as_not_run():
     assert len(rows) == 2 * 6 + 18
     assert {row.verdict for row in rows} == {NOT_RUN}
     assert all(row.ours is None and row.paper is not None for row in rows)
+
+
+def test_the_released_files_agree_with_every_published_number(tmp_path):
+    write_released_files(tmp_path)
+    done = run_from("/", "--results-dir", tmp_path, "--strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " ".join(done.stdout.split()).endswith("Yes: of the paper's 100 numbers, 100 agree.")
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:

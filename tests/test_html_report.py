@@ -207,8 +207,8 @@ def look_at(text: str, folder: Path, dark: bool) -> tuple[list[dict], str]:
     ]
     harness = folder / "harness.html"
     harness.write_text(HARNESS.format(frames="".join(frames)), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    options += ["--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     done = subprocess.run(
         [BROWSER, *options, scheme, harness.as_uri()],

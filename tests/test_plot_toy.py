@@ -10,6 +10,7 @@ import yaml
 from matplotlib.collections import PolyCollection
 
 import plot_toy
+from benchmarks.released_files import write_toy_files
 from result_files import (
     PUBLISHED_RESULTS,
     REPO_ROOT,
@@ -49,9 +50,9 @@ def scores(**config) -> list[ToyScore]:
     return [ToyScore(d, run, (run + 1) * 1e-6, config) for d in (2, 3) for run in range(5)]
 
 
-def draw(results: ToyResults):
+def draw(results: ToyResults, overlay: bool = False):
     lines, notes = plot_toy.select_lines(results, SETTINGS)
-    return plot_toy.draw_figure(results, lines, ZERO, PUBLISHED), notes
+    return plot_toy.draw_figure(results, lines, ZERO, PUBLISHED, overlay), notes
 
 
 def legend(figure) -> list[str]:
@@ -150,6 +151,67 @@ def test_unfinished_runs_are_drawn_as_far_as_they_go_and_marked():
     assert plot_toy.END_LABEL in legend(figure)
 
 
+def published_curve(model, depth, nonlinear, input_dim) -> dict:
+    wanted = {"model": model, "depth": depth, "nonlinear": nonlinear, "input_dim": input_dim}
+    curves = PUBLISHED["sequence_models"]["curves"]
+    return next(c["rmse"] for c in curves if wanted.items() <= c.items())
+
+
+def ranges(axes, x: float) -> list[tuple[float, float]]:
+    """The vertical lines at a place: their least and greatest height."""
+    segments = [s for c in axes.collections if hasattr(c, "get_segments") for s in c.get_segments()]
+    return [(s[0][1], s[1][1]) for s in segments if s[0][0] == s[1][0] == x]
+
+
+def test_the_overlay_is_the_papers_values_thin_and_labelled():
+    figure, _ = draw(ToyResults(scores(), [curve()]), overlay=True)
+    axes = figure.axes[0]
+    for configuration in plot_toy.STYLES:
+        values = published_curve(*configuration, 2)
+        drawn = line(axes, f"{plot_toy.configuration_label(*configuration)}, paper")
+        assert dict(zip(*drawn.get_data(), strict=True)) == {
+            s: v["mean"] for s, v in values.items()
+        }
+        assert (values[10000]["min"], values[10000]["max"]) in ranges(axes, 10000)
+    ours = line(axes, "Mamba, depth 2, nonlinear")
+    paper = line(axes, "Mamba, depth 2, nonlinear, paper")
+    assert paper.get_linewidth() < ours.get_linewidth()
+    assert paper.get_color() == ours.get_color()
+    expected = np.mean(np.sqrt(PUBLISHED["linear_cde"]["mse"][2]))
+    assert np.allclose(line(axes, "random Linear CDE, paper").get_ydata(), expected)
+    assert len(legend(figure)) == 10
+    assert not draw(ToyResults(scores()))[0].axes[0].child_axes
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_the_overlay_shows_the_papers_last_values_beside_runs_of_10000_steps(input_dim):
+    short = [curve(input_dim=d, records=2) for d in (2, 3)]
+    figure, _ = draw(ToyResults(scores(), short), overlay=True)
+    axes = figure.axes[input_dim - 2]
+    assert axes.get_xlim()[1] < 11000
+    assert [cross.get_xdata() for cross in crosses(axes)] == [[10000]]
+    assert plot_toy.END_LABEL in legend(figure)
+    (strip,) = axes.child_axes
+    assert strip.get_ylim() == axes.get_ylim()
+    for place, configuration in enumerate(plot_toy.STYLES):
+        last = published_curve(*configuration, input_dim)[990000]
+        assert strip.lines[place].get_ydata() == [last["mean"]]
+        if "min" in last:
+            assert ranges(strip, place) == [(last["min"], last["max"])]
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_the_legend_lies_inside_the_figure_and_above_the_panels(overlay):
+    figure, _ = draw(whole_figure(), overlay)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    panels = [*figure.axes, *(strip for axes in figure.axes for strip in axes.child_axes)]
+    titles = [panel.title.get_window_extent() for panel in panels]
+    assert box.y0 >= max(title.y1 for title in titles)
+    assert max(title.x1 for title in titles) <= figure.bbox.x1
+
+
 def test_the_x_axis_fits_short_runs():
     figure, _ = draw(ToyResults(scores(), [curve(records=7)]))
     assert 60000 < figure.axes[1].get_xlim()[1] < 65000
@@ -226,6 +288,14 @@ def test_the_same_results_give_the_same_bytes_from_any_folder(tmp_path):
     assert b"CreationDate" not in pdf
     assert re.search(rb"/Type3\b", pdf) is None
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["two.pdf", "two.png"]
+
+
+def test_the_released_files_are_drawn_without_a_warning(tmp_path):
+    write_toy_files(tmp_path, PUBLISHED)
+    done = run_from(tmp_path, "--results-dir", ".", "--strict", "--overlay", "published")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left out, no usable results" not in done.stdout
+    assert "wrote rmse_subplots.pdf" in done.stdout
 
 
 def test_an_empty_folder_gives_a_message_and_no_picture(tmp_path, capsys):
