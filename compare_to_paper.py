@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,9 +40,10 @@ from run_records import Provenance, RecordGroup, load_provenance
 
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
-PICTURES = [
-    str(Path(name).with_suffix(".png")) for name in (plot_toy.OUTPUT_NAME, plot_A5.OUTPUT_NAME)
-]
+PICTURES = {
+    title: str(Path(name).with_suffix(".png"))
+    for title, name in (("Figure 1", plot_toy.OUTPUT_NAME), ("Figure 2", plot_A5.OUTPUT_NAME))
+}
 REPORTS = ("REPORT.md", "report.html")
 RULES = [
     compare_figure_1.LINEAR_CDE_RULE,
@@ -112,13 +113,13 @@ def footnotes(rows: list[Row]) -> list[str]:
     return RULES + ([compare_figure_1.PRECISION_NOTE] if any(row.precision for row in rows) else [])
 
 
-def as_markdown(rows: list[Row], provenance: Provenance, pictures: Sequence[str] = ()) -> str:
-    """The answer, the tables, the rules and how the results were made; `pictures` are links."""
+def as_markdown(rows: list[Row], provenance: Provenance, pictures: Mapping[str, str]) -> str:
+    """The answer, the tables, the rules, how the results were made; `pictures`: title to file."""
     return "\n\n".join(
         [
             f"# {QUESTION}",
             f"**{answer(rows)}**",
-            *(f"![{name}]({name})" for name in pictures),
+            *(f"![{title}]({name})" for title, name in pictures.items()),
             *(part for table in tables(rows) for part in (f"## {table[0]}", _table(*table[1:]))),
             "## How each verdict is reached",
             "\n".join(f"- {rule}" for rule in footnotes(rows)),
@@ -234,9 +235,9 @@ def main(argv: list[str] | None = None) -> int:
     elif args.format == "html":
         print(html(), end="")
     else:
-        print(as_json(rows) if args.format == "json" else as_markdown(rows, provenance))
+        print(as_json(rows) if args.format == "json" else as_markdown(rows, provenance, {}))
     if args.report:
-        pictures = [name for name in PICTURES if (args.results_dir / name).exists()]
+        pictures = {t: name for t, name in PICTURES.items() if (args.results_dir / name).exists()}
         markdown = as_markdown(rows, provenance, pictures) + "\n"
         for name, text in zip(REPORTS, (markdown, html()), strict=True):
             try:

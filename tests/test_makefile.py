@@ -42,7 +42,7 @@ def test_figures_and_check_make_all_from_the_results_there_are(tmp_path):
         "rmse_subplots.png",
     ]
     report = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
-    assert "![rmse_subplots.png](rmse_subplots.png)" in report
+    assert "![Figure 1](rmse_subplots.png)" in report
 
 
 def test_figures_of_one_experiment_are_made_without_the_other(tmp_path):
