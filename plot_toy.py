@@ -43,10 +43,10 @@ from result_files import (
 
 PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
 Y_LIMITS = (1e-4, 0.15)
-FIGURE_SIZE = (10, 3.95)  # inches, without the legend
+FIGURE_SIZE = (10, 4.03)  # inches, without the legend
 MARGINS = {"left": 0.07, "right": 0.985, "wspace": 0.14}
 OVERLAY_MARGINS = MARGINS | {"right": 0.91, "wspace": 0.33}  # with a strip beside each panel
-MARGIN_HEIGHTS = {"bottom": 0.53, "top": 0.37}  # inches, without the legend
+MARGIN_HEIGHTS = {"bottom": 0.53, "top": 0.45}  # inches, without the legend
 LEGEND_ROW_HEIGHT = 0.216  # inches
 LEGEND_COLUMNS = 3
 MARKERS_PER_LINE = 8
