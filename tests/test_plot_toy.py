@@ -259,10 +259,19 @@ def test_predicting_zero_is_the_rms_of_the_last_fifth_of_the_labels(tmp_path):
     labels = np.r_[np.ones(80), np.full(20, 0.5)].astype(np.float32)
     np.save(tmp_path / "toy_data" / "labels_2.npy", labels)
     problems = []
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == {2: 0.5, 3: ZERO[3]}
+    expected = pytest.approx({2: 0.5, 3: ZERO[3]}, rel=1e-5)  # six digits are kept
+    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == expected
     (tmp_path / "toy_data" / "labels_2.npy").write_bytes(b"no array")
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == ZERO
+    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == pytest.approx(ZERO, rel=1e-5)
     assert "labels_2.npy" in str(problems[0])
+
+
+def test_predicting_zero_is_drawn_at_the_same_height_with_and_without_the_data(tmp_path):
+    stored = plot_toy.predicting_zero(tmp_path, ZERO, [])
+    (tmp_path / "toy_data").mkdir()
+    for input_dim, computed in {2: 0.11195024621214368, 3: 0.058498099201524816}.items():
+        np.save(tmp_path / "toy_data" / f"labels_{input_dim}.npy", np.full(20, computed))
+    assert plot_toy.predicting_zero(tmp_path, ZERO, []) == stored
 
 
 def test_lines_of_one_model_differ_without_colour():
