@@ -1,6 +1,7 @@
 """Files that are either whole or not there: every file this repository writes goes through here."""
 
 import errno
+import glob
 import io
 import os
 import secrets
@@ -22,7 +23,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with _temporary_beside(path) as temporary:
-        with temporary.open(mode, **text) as handle:
+        with _naming(path), temporary.open(mode, **text) as handle:
             yield handle
             _to_disk(handle)
         temporary.replace(path)
@@ -36,8 +37,8 @@ def write_together(contents: Sequence[tuple[Path, bytes]]) -> None:
     """
     with ExitStack() as stack:
         staged = [(stack.enter_context(_temporary_beside(path)), path) for path, _ in contents]
-        for (temporary, _), (_, data) in zip(staged, contents, strict=True):
-            with temporary.open("wb") as handle:
+        for (temporary, path), (_, data) in zip(staged, contents, strict=True):
+            with _naming(path), temporary.open("wb") as handle:
                 handle.write(data)
                 _to_disk(handle)
         for temporary, path in staged:
@@ -58,6 +59,12 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what a process that was killed while it wrote `path` has left beside it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
     if path.is_dir():
@@ -68,6 +75,17 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk shows when bytes are written, which does not say whose."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _to_disk(handle: IO) -> None:

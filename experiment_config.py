@@ -5,6 +5,7 @@ file always states the whole experiment.
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atomic_files import atomic_write
 from data_dir.finite_groups import GROUP_NAMES
 
 ROOT = Path(__file__).resolve().parent
 CONFIG_FOLDER = ROOT / "experiment_configs"
+# Below a results folder: what launchers keep, their logs and the configs that their runs have.
+LOGS_FOLDER = "logs"
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -239,7 +243,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-C = TypeVar("C", bound=ExperimentConfig)
+C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple[Any, str]]) -> C:
@@ -259,6 +263,19 @@ def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple
         sources = {key: words for key, (_, words) in overrides.items()}
         lines = [_describe(e, sources, path, config_class) for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def save_config(config: ExperimentConfig, results_dir: Path) -> Path:
+    """Write a whole config where it stays as it is: what is started later does not see edits.
+
+    Returns its path, which names its content. Raises: OSError.
+    """
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = results_dir / LOGS_FOLDER / f"config_{digest}.yaml"
+    with atomic_write(path, "w") as file:
+        file.write(text)
+    return path
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

@@ -15,10 +15,14 @@ import numpy as np
 
 from atomic_files import npy_bytes, write_together
 from machine import describe_machine, package_versions
+from stopping import Stop
 
 ROOT = Path(__file__).resolve().parent
+Show = Callable[[int, Mapping[str, float]], None]
 # The outcome in the record of a run that has results so far, but is not done.
 UNDER_WAY = "under way"
+# That of a run without files, whose result others have made needless.
+NOT_NEEDED = "not needed"
 
 
 class ResultsError(RuntimeError):
@@ -39,6 +43,17 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class RunContext:
+    """What the process that does a run gives it; the default gives nothing."""
+
+    # Raises LockLostError once another process has taken the run over; asked before every save.
+    confirm: Callable[[], None] = lambda: None
+    stop: Stop = field(default_factory=Stop)
+    # Shows values by name at a step, while the run goes on.
+    show: Show = lambda step, values: None
+
+
+@dataclass(frozen=True)
 class Run:
     """One run: its label for people, its result files and what defines its result.
 
@@ -50,6 +65,7 @@ class Run:
     config: Mapping[str, Any]
     # Why the results folder, as it is when asked, makes a missing run needless; "" where not.
     not_needed: Callable[[], str] = field(default=str, compare=False)
+    context: RunContext = field(default_factory=RunContext, compare=False)
 
     @property
     def record(self) -> Path:
@@ -85,7 +101,9 @@ def run_state(run: Run) -> RunState:
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
     if under_way:
-        return RunState(run, Status.MISSING, "under way: its files hold the results so far")
+        reason = run.not_needed()
+        status = Status.NOT_NEEDED if reason else Status.MISSING
+        return RunState(run, status, reason or "under way: its files hold the results so far")
     for path in run.files:
         if digests.get(path.name) != _sha256(path.read_bytes()):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
@@ -138,17 +156,48 @@ def save_run(
     """Save a finished run: one .npy for each of `run.files`, and the record that names them.
 
     Every byte is on disk before a name changes, so a full disk leaves what was there before.
-    Raises: OSError, ValueError.
+    Raises: OSError, ValueError, LockLostError.
     """
+    run.context.confirm()
     contents = {p: npy_bytes(array) for p, array in zip(run.files, arrays, strict=True)}
     digests = {path.name: _sha256(data) for path, data in contents.items()}
     record = {"config": run.config, "files": digests, **details, "provenance": provenance}
     # Meanwhile the record says so: a crash between two names leaves a run that counts as missing.
     meanwhile = {**record, "outcome": UNDER_WAY}
-    first, last = (
-        (json.dumps(r, indent=1, allow_nan=False) + "\n").encode() for r in (meanwhile, record)
-    )
+    first, last = map(_json_bytes, (meanwhile, record))
     write_together([(run.record, first), *contents.items(), (run.record, last)])
+
+
+def save_not_needed(run: Run, reason: str, provenance: Mapping[str, Any]) -> None:
+    """Record why a run was not done, or not gone on with. Raises: OSError, LockLostError."""
+    run.context.confirm()
+    record = read_record(run)
+    if record.get("config") != run.config:
+        record = {"config": run.config, "files": {}, "outcome": NOT_NEEDED}
+        record["provenance"] = provenance
+    write_together([(run.record, _json_bytes({**record, "not_needed": reason}))])
+
+
+def read_record(run: Run) -> dict[str, Any]:
+    """A run's record as it is now; empty where there is none that can be read."""
+    try:
+        record = json.loads(run.record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def latest_metric(run: Run) -> str:
+    """The last value of a run's metric by its record, in words; empty where there is none."""
+    record = read_record(run)
+    if record.get("config") != run.config:
+        return ""
+    if "mse" in record:
+        return f"MSE {record['mse']:.4e}"
+    history = record.get("history", {})
+    metrics = [name for name in history if name not in ("steps", "train_loss", "seconds")]
+    step = f"at step {history['steps'][-1]:,}" if metrics else ""
+    return " ".join(f"{name} {history[name][-1]:.4f} {step}" for name in metrics)
 
 
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
@@ -186,6 +235,10 @@ def config_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> st
         if found.get(key, absent) != wanted.get(key, absent)
     ]
     return "another config: " + ", ".join(parts)
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _sha256(data: bytes) -> str:

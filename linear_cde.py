@@ -8,7 +8,7 @@ Letters: H hidden width, d path dimension, n points of a path, N paths, omega an
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -319,7 +319,7 @@ def select_device(name: str) -> str:
 
 
 def run_lcde_toy_experiment(
-    config: LCDEToyConfig, runs: Sequence[Run], data_dir: Path, device: str
+    config: LCDEToyConfig, runs: Iterable[Run], data_dir: Path, device: str
 ) -> None:
     """Random Linear CDE, trained readout: the MSE on the validation paths, saved run by run.
 
@@ -328,28 +328,30 @@ def run_lcde_toy_experiment(
     """
     origin = provenance(PACKAGES, select_device(device))
     solve = solver_from_config(config)
-    summary = []
-    for input_dim in sorted({run.config["input_dim"] for run in runs}):
-        dataset = load_toy_dataset(
-            data_dir,
-            input_dim,
-            num_paths=config.num_paths,
-            train_fraction=config.train_fraction,
-            paper_data=config.paper_data,
-        )
-        shared, how = choose_sharing(config, dataset.paths)
-        print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
-        errors = []
-        for run in runs:
-            if run.config["input_dim"] == input_dim:
-                mse, details = _run_model(config, run, dataset, shared, solve)
-                details["solver"] = f"{config.solver}, {how}"
-                save_run(run, [np.asarray(mse)], {"mse": mse, **details}, origin)
-                print(f"{run.label}: MSE {mse:.6e} in {details['wall_time_s']:.1f} s", flush=True)
-                errors.append(mse)
-        spread = f"mean {np.mean(errors):.4e}, least {min(errors):.4e}, greatest {max(errors):.4e}"
-        summary.append(f"{input_dim}D: validation MSE over {len(errors)} runs: {spread}")
-    print("\n".join(summary))
+    errors: dict[int, list[float]] = {}
+    loaded = None
+    for run in runs:
+        input_dim = run.config["input_dim"]
+        if loaded != input_dim:
+            dataset = load_toy_dataset(
+                data_dir,
+                input_dim,
+                num_paths=config.num_paths,
+                train_fraction=config.train_fraction,
+                paper_data=config.paper_data,
+            )
+            shared, how = choose_sharing(config, dataset.paths)
+            print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
+            loaded = input_dim
+        mse, details = _run_model(config, run, dataset, shared, solve)
+        details["solver"] = f"{config.solver}, {how}"
+        run.context.show(0, {"mse": mse})
+        save_run(run, [np.asarray(mse)], {"mse": mse, **details}, origin)
+        print(f"{run.label}: MSE {mse:.6e} in {details['wall_time_s']:.1f} s", flush=True)
+        errors.setdefault(input_dim, []).append(mse)
+    for input_dim, found in sorted(errors.items()):
+        spread = f"mean {np.mean(found):.4e}, least {min(found):.4e}, greatest {max(found):.4e}"
+        print(f"{input_dim}D: validation MSE over {len(found)} runs: {spread}")
 
 
 def _run_model(

@@ -7,7 +7,7 @@ The vocabulary is finite, so the fields A x_v are contracted once for each token
 once for each place (`states_by_token`); `states_by_scan` is the same scan written out plainly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,7 +261,7 @@ class Training:
 
 
 def run_lcde_A5_experiment(  # noqa: N802
-    config: LCDEA5Config, runs: Sequence[Run], data_dir: Path, device: str
+    config: LCDEA5Config, runs: Iterable[Run], data_dir: Path, device: str
 ) -> None:
     """Train the Linear CDE on every length, one run each: paper, section 5.2 and Figure 2.
 

@@ -1,15 +1,15 @@
 """The one door: read the command line and a config, see what is done already, run the rest."""
 
 import argparse
-import signal
+import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from threading import Event
-from types import FrameType
+from types import ModuleType
 from typing import Any
 
 from data_dir.data_errors import DataError
@@ -25,6 +25,7 @@ from experiment_config import (
     load_config,
     parse_setting,
     parse_value,
+    save_config,
 )
 from experiment_plan import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
 from experiment_results import (
@@ -36,6 +37,10 @@ from experiment_results import (
     run_state,
     runs_to_do,
 )
+from local_launcher import run_local
+from run_locks import LockLostError
+from run_queue import Display, claimed_runs
+from stopping import Stop
 
 EPILOG = """\
 examples:
@@ -46,9 +51,13 @@ examples:
   python run_experiment.py -m LCDE -e A5 -l 5              the Linear CDE of Figure 2, one length
   python run_experiment.py -m SequenceModel -e toy -n Mamba -d 1 -i 2 --set runs=1
   python run_experiment.py -m SequenceModel -e A5 -n RNN -l 3 -d 1
+  python run_experiment.py -m SequenceModel -e toy --launcher local --workers 2
+  python run_experiment.py -m SequenceModel -e A5 --launcher slurm --wait
 
 A run whose files are there with the same config is not repeated; files of another config are
-never replaced without --overwrite. Exit codes: 0 done, 1 failed, 2 wrong usage or config.
+never replaced without --overwrite. Processes that share a results folder never do a run twice.
+Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR2
+(a checkpoint is saved first).
 """
 
 
@@ -103,33 +112,19 @@ EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    with noticed_interrupt() as interrupted:
+    with Stop() as stop:
         try:
-            return run(arguments)
+            return run(arguments, stop)
         except (Exception, KeyboardInterrupt) as error:
-            if interrupted.is_set():
-                return fail("stopped; finished runs are kept, the same command goes on", code=130)
+            # Asked first: JAX may turn the KeyboardInterrupt itself into another error.
+            if stop.wanted:
+                message = "stopped; finished runs are kept, the same command goes on"
+                return fail(message, code=stop.exit_code)
             if isinstance(error, ConfigError | ResultsError | UnavailableError):
                 return fail(str(error), code=2)
-            if isinstance(error, DataError | OSError | FloatingPointError):
+            if isinstance(error, DataError | OSError | FloatingPointError | LockLostError):
                 return fail(f"{error}\nruns finished before this are kept")
             raise
-
-
-@contextmanager
-def noticed_interrupt() -> Iterator[Event]:
-    """An event that Ctrl-C sets: JAX may turn the KeyboardInterrupt itself into another error."""
-    interrupted = Event()
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, notice)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,28 +159,103 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plan", action="store_true", help="print the runs and their state, run nothing"
     )
+    parser.add_argument("--only", metavar="LABEL", help="this run alone, by its label in --plan")
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write scalars there as the runs go"
+    )
+    add_launcher_flags(parser.add_argument_group("where the runs are done"))
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def add_launcher_flags(group: Any) -> None:
+    """Add the flags that say which processes do the runs."""
+    group.add_argument(
+        "--launcher",
+        choices=["in-process", "local", "slurm"],
+        default="in-process",
+        help="one after the other here (default), worker processes here, or a SLURM cluster",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="local: runs at the same time (default: one for each GPU, else 1)",
+    )
+    group.add_argument(
+        "--slurm-config",
+        type=Path,
+        metavar="FILE",
+        help="slurm: default experiment_configs/slurm.yaml",
+    )
+    group.add_argument(
+        "--wait", action="store_true", help="slurm: follow the runs until all are done or failed"
+    )
+    group.add_argument(
+        "--leave-held", action="store_true", help="do not wait for runs that other processes hold"
+    )
+
+
+def check_launcher_flags(arguments: argparse.Namespace) -> None:
+    """Refuse flags that the launcher does not read. Raises: ConfigError."""
+    launcher = arguments.launcher
+    given = {
+        "--workers": (arguments.workers is not None, "local"),
+        "--slurm-config": (arguments.slurm_config is not None, "slurm"),
+        "--wait": (arguments.wait, "slurm"),
+        "--leave-held": (arguments.leave_held, "in-process"),
+        "--overwrite": (arguments.overwrite, "in-process"),
+    }
+    for flag, (is_given, where) in given.items():
+        if is_given and launcher != where:
+            raise ConfigError(f"{flag}: applies to --launcher {where} alone, not to {launcher}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"--workers {arguments.workers}: should be 1 or more")
+
+
+def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
+    check_launcher_flags(arguments)
     experiment = EXPERIMENTS[arguments.model, arguments.experiment]
     path = arguments.config or CONFIG_FOLDER / experiment.config_file
     config = load_config(
         experiment.config_class, path, overrides(arguments, experiment.config_class)
     )
     results_dir = (arguments.results_dir or ROOT / config.results_dir).absolute()
-    runs = experiment.plan(config, results_dir)
+    runs = chosen_runs(experiment.plan(config, results_dir), arguments.only)
     if arguments.plan:
         print_plan(runs)
         return 0
+    display = display_of(arguments.tensorboard)
     to_do = runs_to_do(runs, arguments.overwrite)
     announce(runs, to_do, results_dir)
+    code = 0
     if to_do:
         check_writable(to_do[0].record.parent)
-        run_wing(experiment, config, to_do, arguments.data_dir.absolute(), arguments.device)
+        if arguments.launcher == "in-process":
+            run_wing(experiment, config, to_do, arguments, stop, display)
+        else:
+            code = launch(arguments, config, to_do, results_dir)
     print_next_step(results_dir)
-    return 0
+    return code
+
+
+def chosen_runs(runs: list[Run], label: str | None) -> list[Run]:
+    """All runs, or the one of a label. Raises: ConfigError."""
+    if label is None:
+        return runs
+    labels = [run.label for run in runs]
+    if label not in labels:
+        nearest = "; ".join(difflib.get_close_matches(label, labels, cutoff=0.0))
+        raise ConfigError(f"--only {label}: no such run; --plan lists them, the nearest: {nearest}")
+    return [run for run in runs if run.label == label]
+
+
+def display_of(folder: Path | None) -> Display:
+    """Where values are shown as runs go. Raises: UnavailableError."""
+    if folder is None:
+        return lambda run: nullcontext(lambda step, values: None)
+    telemetry = import_or_explain("telemetry", "tensorboard", "--tensorboard")
+    return partial(telemetry.tensorboard, folder.absolute())
 
 
 def overrides(
@@ -243,21 +313,59 @@ def run_wing(
     experiment: Experiment,
     config: ExperimentConfig,
     to_do: Sequence[Run],
-    data_dir: Path,
-    device: str,
+    arguments: argparse.Namespace,
+    stop: Stop,
+    display: Display,
 ) -> None:
     """Import the wing an experiment lives in, and run it there.
 
     Raises: UnavailableError, naming what to install; whatever the experiment raises.
     """
+    how = {"overwrite": arguments.overwrite, "wait": not arguments.leave_held}
     try:
         wing = import_module(experiment.wing)
-        getattr(wing, experiment.function)(config, to_do, data_dir, device)
+        with closing(claimed_runs(to_do, stop, display, **how)) as runs:
+            experiment_of = getattr(wing, experiment.function)
+            experiment_of(config, runs, arguments.data_dir.absolute(), arguments.device)
     except ModuleNotFoundError as error:
-        raise UnavailableError(
-            f"{error.name or error} is not installed; install what this experiment needs with "
-            f"pip install -c requirements-lock.txt '.[{experiment.extra}]' in {ROOT}"
-        ) from None
+        raise not_installed(error, experiment.extra, "this experiment") from None
+
+
+def launch(
+    arguments: argparse.Namespace, config: ExperimentConfig, to_do: Sequence[Run], results_dir: Path
+) -> int:
+    """Have other processes do the runs, each with the config as it is now. Returns the exit code.
+
+    Raises: ConfigError, UnavailableError, OSError.
+    """
+    words = ["-m", arguments.model, "-e", arguments.experiment]
+    words += ["-c", str(save_config(config, results_dir)), "--results-dir", str(results_dir)]
+    words += ["--data-dir", str(arguments.data_dir.absolute()), "--device", arguments.device]
+    if arguments.tensorboard:
+        words += ["--tensorboard", str(arguments.tensorboard.absolute())]
+    # Depth by depth: what the A5 search learns from one, deeper runs that start later need not do.
+    runs = sorted(to_do, key=lambda run: run.config.get("depth", 0))
+    if arguments.launcher == "local":
+        return run_local(runs, words, results_dir, arguments.workers, arguments.device)
+    launcher = import_or_explain("slurm_launcher", "slurm", "--launcher slurm")
+    path = arguments.slurm_config or CONFIG_FOLDER / "slurm.yaml"
+    return launcher.run_slurm(runs, words, results_dir, path, arguments.wait)
+
+
+def import_or_explain(module: str, extra: str, what: str) -> ModuleType:
+    """Import a module that needs an extra. Raises: UnavailableError, naming what to install."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise not_installed(error, extra, what) from None
+
+
+def not_installed(error: ModuleNotFoundError, extra: str, what: str) -> UnavailableError:
+    """The error that says how to install what an extra brings."""
+    return UnavailableError(
+        f"{error.name or error} is not installed; install what {what} needs with "
+        f"pip install -c requirements-lock.txt '.[{extra}]' in {ROOT}"
+    )
 
 
 def print_next_step(results_dir: Path) -> None:

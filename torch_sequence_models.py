@@ -3,7 +3,7 @@
 Letters: B sequences, L positions, D width (the paper's hidden dimension), N states a channel.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,7 @@ def device_in_words(device: torch.device) -> str:
 
 
 def run_sm_toy_experiment(
-    config: SSMToyConfig, runs: Sequence[Run], data_dir: Path, device: str
+    config: SSMToyConfig, runs: Iterable[Run], data_dir: Path, device: str
 ) -> None:
     """Train sequence models on the toy task: paper, section 5.1 and Figure 1.
 
@@ -317,12 +317,11 @@ def run_sm_toy_experiment(
 
 
 def run_sm_A5_experiment(  # noqa: N802
-    config: SSMA5Config, runs: Sequence[Run], data_dir: Path, device: str
+    config: SSMA5Config, runs: Iterable[Run], data_dir: Path, device: str
 ) -> None:
     """Train sequence models on the word problem: paper, section 5.2 and Figure 2.
 
-    runs: from `plan_ssm_a5`, in the order of the search; one that the results folder shows to be
-    no longer needed is passed over. Raises: as `run_sm_toy_experiment`.
+    runs: those to do, from `plan_ssm_a5`. Raises: as `run_sm_toy_experiment`.
     """
     where = select_device(device)
     backend = announced_backend(config.scan_backend, where)
@@ -364,14 +363,7 @@ def run_sm_A5_experiment(  # noqa: N802
         )
         return train_run(run, training, schedule, "accuracy", origin)
 
-    outcomes = {}
-    for run in runs:
-        reason = run.not_needed()
-        if reason:
-            print(f"{run.label}: not needed, {reason}")
-        else:
-            outcomes[run.label] = do(run)
-    report_divergence(outcomes)
+    report_divergence({run.label: do(run) for run in runs})
 
 
 def announced_backend(name: str, device: torch.device) -> str:

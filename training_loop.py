@@ -14,6 +14,7 @@ import numpy as np
 from checkpoints import Checkpoints, checkpoint_folder
 from experiment_results import UNDER_WAY, Run, save_run
 from progress import progress_bar
+from stopping import Stop
 
 
 class Trainable(Protocol):
@@ -50,6 +51,11 @@ class History:
     metric: list[float] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)  # mean since the one before
     seconds: list[float] = field(default_factory=list)  # since the start, resumed or not
+
+    def latest(self, metric: str) -> dict[str, float]:
+        """The last evaluation by name, the metric under its own."""
+        values = {metric: self.metric[-1], "train_loss": self.train_loss[-1]}
+        return {name: value for name, value in values.items() if value is not None}
 
     def named(self, metric: str) -> dict[str, list]:
         """The history for a record, the metric under its own name."""
@@ -102,13 +108,16 @@ def train(
     metric_name: str,
     description: str = "training",
     evaluated: Callable[[History], None] = lambda history: None,
+    stop: Stop | None = None,
 ) -> tuple[History, str]:
     """Train until the metric exceeds `stop_above` or for `max_steps`; resumes by itself.
 
     Evaluations come every `eval_interval` steps, the first before any update; `evaluated` is called
     after each that does not end the run. Returns the history and the outcome: "solved" or "not
     solved", "finished" where nothing was to be exceeded, or "diverged ...".
+    Raises: KeyboardInterrupt, a checkpoint saved, once `stop` is wanted.
     """
+    stop = stop or Stop()
     at_the_end = "finished" if schedule.stop_above is None else "not solved"
     progress = Progress.resume(trainable, checkpoints)
     since = time.monotonic() - progress.seconds
@@ -130,9 +139,11 @@ def train(
                 return progress.history, f"diverged: the loss was {loss} at step {progress.step}"
             progress.add_loss(loss)
             bar.update()
-            if progress.step % schedule.checkpoint_interval == 0:
+            if stop.wanted or progress.step % schedule.checkpoint_interval == 0:
                 progress.seconds = time.monotonic() - since
                 progress.save(trainable, checkpoints)
+            if stop.wanted:
+                raise KeyboardInterrupt
 
 
 def train_run(
@@ -145,26 +156,30 @@ def train_run(
     """One run of an experiment: train, save the result with its record, print a line.
 
     After every evaluation the curve so far is saved too, with a record that says `UNDER_WAY`.
-    Returns the outcome.
+    Returns the outcome. Raises: LockLostError, OSError, KeyboardInterrupt.
     """
+    context = run.context
 
     def save(history: History, outcome: str) -> None:
         arrays = [np.asarray(history.steps), np.asarray(history.metric)]
+        context.show(history.steps[-1], history.latest(metric_name))
         save_run(
             run, arrays, {"outcome": outcome, "history": history.named(metric_name)}, provenance
         )
 
-    checkpoints = Checkpoints(checkpoint_folder(run), run.config)
-    history, outcome = train(
-        trainable,
-        schedule,
-        checkpoints,
-        metric_name,
-        run.label,
-        evaluated=lambda history: save(history, UNDER_WAY),
-    )
-    save(history, outcome)
-    checkpoints.remove()
+    checkpoints = Checkpoints(checkpoint_folder(run), run.config, context.confirm)
+    with context.stop.deferred():
+        history, outcome = train(
+            trainable,
+            schedule,
+            checkpoints,
+            metric_name,
+            run.label,
+            evaluated=lambda history: save(history, UNDER_WAY),
+            stop=context.stop,
+        )
+        save(history, outcome)
+        checkpoints.remove()
     value, step, seconds = history.metric[-1], history.steps[-1], history.seconds[-1]
     print(f"{run.label}: {outcome}, {metric_name} {value:.4f}, step {step:,}, {seconds:,.0f} s")
     return outcome

@@ -22,6 +22,8 @@ from data_dir.generate_a5_dataset import (
     csv_name,
     write_dataset,
 )
+from run_locks import Waiting
+
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _BLOCK_BYTES = 1 << 20  # small enough for a block's arrays to stay in cache
@@ -56,8 +58,10 @@ def load_word_problem(
     path = Path(folder) / csv_name(group.name, length)
     expected = min(samples, group.order**length)
     if not path.exists():
-        announce(f"writing {expected:,} sequences to {path}, which is missing")
-        write_dataset(path, group, length, samples, seed)
+        with Waiting(path.parent / "locks", path.stem):  # another process may be writing it
+            if not path.exists():
+                announce(f"writing {expected:,} sequences to {path}, which is missing")
+                write_dataset(path, group, length, samples, seed)
     inputs, targets = read_csv(path, group, length)
     if len(inputs) != expected:
         raise DataError(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from data_dir.data_errors import DataError
 from data_dir.toy_fingerprints import check_fingerprint
+from run_locks import Waiting
 
 TOY_FOLDER = "toy_data"
 
@@ -45,11 +46,13 @@ def load_toy_dataset(
     """
     folder = data_dir / TOY_FOLDER
     paths_file, labels_file = folder / f"data_{input_dim}.npy", folder / f"labels_{input_dim}.npy"
-    if not paths_file.exists() and not labels_file.exists():
-        announce(f"making the {input_dim}D toy data in {folder} (a few seconds)")
-        from data_dir.generate_toy_dataset import write_toy_dataset
+    if not (paths_file.exists() and labels_file.exists()):
+        with Waiting(folder / "locks", paths_file.stem):  # another process may be making them
+            if not paths_file.exists() and not labels_file.exists():
+                announce(f"making the {input_dim}D toy data in {folder} (a few seconds)")
+                from data_dir.generate_toy_dataset import write_toy_dataset
 
-        write_toy_dataset(folder, input_dim)
+                write_toy_dataset(folder, input_dim)
     paths, labels = _load_float32(paths_file), _load_float32(labels_file)
     if paths.ndim != 3 or paths.shape[2] != input_dim or len(paths) == 0 or paths.shape[1] < 2:
         raise DataError(f"{paths_file}: shape {paths.shape}, expected (paths, points, {input_dim})")

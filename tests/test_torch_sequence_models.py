@@ -209,7 +209,7 @@ def test_the_search_stops_deepening_and_lengthening_as_the_paper_did(tmp_path, c
     assert "RNN, depth 2: not needed, 1 blocks solve length 4" in capsys.readouterr().out
     folder = tmp_path / "results" / "outputs_A5"
     assert len(list(folder.glob("RNN_*_1_*_acc_run_2345.npy"))) == 3
-    assert not list(folder.glob("RNN_*_2_*"))
+    assert not list(folder.glob("RNN_*_2_*.npy"))
     # Never solved: every depth fails at the shortest length, and is not tried again.
     for path in folder.iterdir():
         path.unlink()

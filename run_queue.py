@@ -1,0 +1,88 @@
+"""The runs that this process does: one at a time, each under its lock, none that others hold."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from atomic_files import remove_temporaries
+from experiment_results import (
+    ResultsError,
+    Run,
+    RunContext,
+    Show,
+    Status,
+    provenance,
+    run_state,
+    save_not_needed,
+)
+from run_locks import Lock
+from stopping import Stop
+
+POLL_S = 2.0
+Display = Callable[[Run], AbstractContextManager[Show]]
+
+
+def run_lock(run: Run) -> Lock:
+    """The lock of a run, in a folder beside that of its results."""
+    return Lock(run.record.parents[1] / "locks", run.record.stem)
+
+
+def claimed_runs(
+    runs: Sequence[Run], stop: Stop, display: Display, *, overwrite: bool, wait: bool
+) -> Iterator[Run]:
+    """The runs still to be done, each with its context, its lock held while the caller is at it.
+
+    A run that another process holds is passed over with a line that names the owner. With `wait`
+    its turn comes again after the others, until it is done, or is taken over from a dead owner.
+    display: opens where a run's values are shown. To be closed, so that no lock is kept.
+    Raises: ResultsError, OSError, KeyboardInterrupt once `stop` is wanted.
+    """
+    locks = [run_lock(run) for run in runs]
+    turn, first = list(zip(runs, locks, strict=True)), True
+    while turn:
+        others = []
+        for run, lock in turn:
+            owner = lock.try_acquire()
+            if owner is None:
+                try:
+                    if _is_due(run, overwrite):
+                        with display(run) as show:
+                            yield replace(run, context=RunContext(lock.confirm, stop, show))
+                finally:
+                    lock.release()
+                if stop.wanted:
+                    raise KeyboardInterrupt
+            elif overwrite or run_state(run).status is not Status.DONE:
+                others.append((run, lock))
+                if first:
+                    print(f"{run.label}: passed over, held by {owner}", flush=True)
+        if not wait:
+            return
+        if others and first:
+            labels = "; ".join(run.label for run, _ in others)
+            print(f"waiting for what others hold: {labels}", flush=True)
+        turn, first = others, False
+        if turn:
+            time.sleep(POLL_S)
+
+
+def _is_due(run: Run, overwrite: bool) -> bool:
+    """Whether a run is still to be done, now that nobody else can be at it.
+
+    One that is not needed any more gets a record that says so. Raises: ResultsError, OSError.
+    """
+    for path in (run.record, *run.files):
+        remove_temporaries(path)
+    if overwrite:
+        return True
+    state = run_state(run)
+    match state.status:
+        case Status.DONE:
+            print(f"{run.label}: done by another process meanwhile", flush=True)
+        case Status.CONFLICT:
+            raise ResultsError(state.reason)
+        case Status.NOT_NEEDED:
+            print(f"{run.label}: not needed, {state.reason}", flush=True)
+            save_not_needed(run, state.reason, provenance((), "none"))
+    return state.status is Status.MISSING

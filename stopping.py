@@ -1,0 +1,61 @@
+"""How a signal ends a run: Ctrl-C at once, SIGTERM and SIGUSR2 with a checkpoint first."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self
+
+# EX_TEMPFAIL of sysexits.h: stopped by SIGTERM or SIGUSR2, the same command goes on.
+STOPPED = 75
+GRACEFUL = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class Stop:
+    """A wish to stop, and the signal it came by. A context manager that listens to signals.
+
+    Signals raise KeyboardInterrupt; those of `GRACEFUL` only note the wish while it is deferred.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is wished yet, and no signal is listened to."""
+        self.number: int | None = None
+        self._deferred = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        """Listen."""
+        for number in (signal.SIGINT, *GRACEFUL):
+            self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the signals as they were before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether to stop."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, as shells have it, else `STOPPED`."""
+        return 130 if self.number == signal.SIGINT else STOPPED
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Meanwhile whoever runs asks `wanted` and saves before it stops."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        # A second signal must not hide that the first was Ctrl-C.
+        self.number = self.number if self.number == signal.SIGINT else number
+        if number not in GRACEFUL or not self._deferred:
+            raise KeyboardInterrupt

@@ -1,0 +1,155 @@
+"""A process does the runs that are still to be done and that nobody else is at."""
+
+import json
+from contextlib import closing, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import run_queue
+from experiment_results import NOT_NEEDED, UNDER_WAY, ResultsError, Run, Status, run_state, save_run
+from result_files import load_a5_results
+from run_locks import Lock, LockLostError
+from run_queue import claimed_runs, run_lock
+from stopping import Stop
+
+
+@pytest.fixture
+def runs(tmp_path):
+    files = [
+        tuple(tmp_path / "outputs_A5" / f"RNN_{length}_1_0.0001_8_{x}_run_1.npy" for x in X)
+        for length in (3, 4, 5)
+    ]
+    return [Run(f"run {i}", pair, {"length": 3 + i}) for i, pair in enumerate(files)]
+
+
+X = ("steps", "acc")
+
+
+def finish(run, outcome="solved"):
+    save_run(run, [np.arange(2), np.ones(2)], {"outcome": outcome}, {})
+
+
+def claims(runs, wait=False, overwrite=False, stop=None, display=None):
+    display = display or (lambda run: nullcontext(lambda step, values: None))
+    return closing(claimed_runs(runs, stop or Stop(), display, overwrite=overwrite, wait=wait))
+
+
+def test_each_run_is_locked_while_the_caller_is_at_it_and_free_after(runs):
+    with claims(runs) as todo:
+        for run in todo:
+            assert run_lock(run).holder() is not None
+            others = [other for other in runs if other != run]
+            assert [run_lock(other).holder() for other in others] == [None, None]
+            finish(run)
+    assert all(run_lock(run).holder() is None for run in runs)
+
+
+def test_an_error_while_at_a_run_gives_its_lock_back(runs):
+    with pytest.raises(FloatingPointError), claims(runs) as todo:
+        for _ in todo:
+            raise FloatingPointError
+    assert run_lock(runs[0]).holder() is None
+
+
+def test_a_run_that_another_holds_is_passed_over_by_its_owners_name(runs, capsys):
+    other = run_lock(runs[1])
+    other.try_acquire()
+    with claims(runs) as todo:
+        assert [run.label for run in todo] == ["run 0", "run 2"]
+    assert f"run 1: passed over, held by {other.owner.words}" in capsys.readouterr().out
+
+
+def test_others_runs_are_waited_for_and_done_here_only_if_they_were_not_there(runs, monkeypatch):
+    finishes, gives_up = run_lock(runs[0]), run_lock(runs[1])
+    for lock in (finishes, gives_up):
+        lock.try_acquire()
+
+    def meanwhile(seconds):
+        finish(runs[0])
+        for lock in (finishes, gives_up):
+            if lock.number:
+                lock.release()
+
+    monkeypatch.setattr(run_queue.time, "sleep", meanwhile)
+    with claims(runs, wait=True) as todo:
+        assert [run.label for run in todo] == ["run 2", "run 1"]
+
+
+def test_a_run_that_others_finished_since_the_plan_is_not_repeated(runs, capsys):
+    finish(runs[0])
+    with claims(runs) as todo:
+        assert [run.label for run in todo] == ["run 1", "run 2"]
+    assert "run 0: done by another process meanwhile" in capsys.readouterr().out
+    with claims(runs, overwrite=True) as todo:
+        assert [run.label for run in todo] == ["run 0", "run 1", "run 2"]
+
+
+def test_files_of_another_config_that_came_since_the_plan_are_refused(runs):
+    finish(replace(runs[0], config={"length": 7}))
+    with pytest.raises(ResultsError, match="length 7 where this run has 3"), claims(runs) as todo:
+        list(todo)
+
+
+def test_a_run_that_became_needless_says_so_in_a_record(runs, capsys):
+    needless = replace(runs[0], not_needed=lambda: "1 blocks solve length 3")
+    with claims([needless]) as todo:
+        assert list(todo) == []
+    assert capsys.readouterr().out == "run 0: not needed, 1 blocks solve length 3\n"
+    record = json.loads(needless.record.read_text())
+    assert record["outcome"] == NOT_NEEDED and record["config"] == needless.config
+    assert record["not_needed"] == "1 blocks solve length 3"
+    assert run_state(needless).status is Status.NOT_NEEDED
+    # Once the reason is gone it is a run to do like any other.
+    assert run_state(runs[0]).status is Status.MISSING
+    results = load_a5_results(runs[0].record.parents[1])
+    assert results.curves == [] and results.problems == []
+
+
+def test_a_needless_run_that_was_under_way_keeps_its_results_so_far(runs):
+    finish(runs[0], UNDER_WAY)
+    before = {path: path.read_bytes() for path in runs[0].files}
+    needless = replace(runs[0], not_needed=lambda: "why")
+    with claims([needless]) as todo:
+        assert list(todo) == []
+    assert {path: path.read_bytes() for path in runs[0].files} == before
+    record = json.loads(needless.record.read_text())
+    assert (record["outcome"], record["not_needed"]) == (UNDER_WAY, "why")
+    assert run_state(needless).status is Status.NOT_NEEDED
+
+
+def test_a_run_whose_lock_was_taken_saves_nothing(runs):
+    with claims(runs[:1]) as todo:
+        run = next(todo)
+        finish(run, UNDER_WAY)
+        before = run.record.read_bytes()
+        taker = Lock(run.record.parents[1] / "locks", run.record.stem)
+        for path in taker.folder.iterdir():
+            path.unlink()
+        assert taker.try_acquire() is None
+        with pytest.raises(LockLostError, match="went to process"):
+            finish(run)
+        assert run.record.read_bytes() == before
+    assert taker.holder() is not None
+
+
+def test_what_a_killed_process_was_writing_is_removed(runs):
+    folder = runs[0].record.parent
+    folder.mkdir()
+    other = folder / f".{runs[1].record.name}.0123.tmp"
+    for path in (folder / f".{runs[0].files[1].name}.4567.tmp", other):
+        path.touch()
+    with claims(runs[:1]) as todo:
+        next(todo)
+        assert list(folder.iterdir()) == [other]
+
+
+def test_a_stop_between_runs_ends_them_with_no_lock_left(runs):
+    stop, done = Stop(), []
+    with pytest.raises(KeyboardInterrupt), claims(runs, stop=stop) as todo:
+        for run in todo:
+            done.append(run.label)
+            stop.number = 15
+    assert done == ["run 0"]
+    assert [run_lock(run).holder() for run in runs] == [None, None, None]
