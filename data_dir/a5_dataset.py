@@ -24,7 +24,6 @@ from data_dir.generate_a5_dataset import (
 )
 from run_locks import Waiting
 
-
 Arrays = tuple[np.ndarray, np.ndarray]
 _BLOCK_BYTES = 1 << 20  # small enough for a block's arrays to stay in cache
 
@@ -58,7 +57,7 @@ def load_word_problem(
     path = Path(folder) / csv_name(group.name, length)
     expected = min(samples, group.order**length)
     if not path.exists():
-        with Waiting(path.parent / "locks", path.stem):  # another process may be writing it
+        with Waiting(path.parent, f".{path.name}.lock"):  # another process may be writing it
             if not path.exists():
                 announce(f"writing {expected:,} sequences to {path}, which is missing")
                 write_dataset(path, group, length, samples, seed)
