@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiment_results import Run, Status, latest_metric, run_state
+from experiment_results import Run, Status, latest_metric, outcome, run_state
 
 LOG_LINES = 15
 
@@ -11,6 +11,12 @@ LOG_LINES = 15
 def is_finished(run: Run) -> bool:
     """Whether nothing more is to be done for a run."""
     return run_state(run).status in (Status.DONE, Status.NOT_NEEDED)
+
+
+def divergence(run: Run) -> str:
+    """How a finished run diverged, in its record's words; empty if it did not."""
+    words = outcome(run) or ""
+    return words if words.startswith("diverged") else ""
 
 
 def result_in_words(run: Run) -> str:
