@@ -174,11 +174,17 @@ class Lock:
 
     def _create(self, number: int) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(number)
         try:
-            with self._path(number).open("x", encoding="utf-8") as file:
-                json.dump(asdict(self.owner), file)
+            file = path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
+        try:
+            with file:
+                json.dump(asdict(self.owner), file)
+        except OSError as error:  # a full disk; an unreadable lock would have to be waited for
+            path.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return True
 
     def _top(self) -> _Top | None:

@@ -1,0 +1,48 @@
+"""A wing without a framework: a random walk that is trained, evaluated and resumed like a model."""
+
+import time
+
+import numpy as np
+
+from data_dir.data_errors import DataError
+from experiment_results import provenance
+from training_loop import Schedule, report_divergence, train_run
+
+STEP_S = 0.002
+
+
+class Walk:
+    """`width` numbers that every step moves, by what its number alone decides."""
+
+    def __init__(self, seed, width):
+        self.seed, self.place = seed, np.zeros(width)
+
+    def update(self, step):
+        time.sleep(STEP_S)
+        move = np.random.default_rng([*self.seed, step]).normal(size=len(self.place))
+        self.place = 0.9 * self.place + move
+        return float(np.mean(move**2))
+
+    def evaluate(self):
+        return float(np.mean(self.place > 0))
+
+    def arrays(self):
+        return [self.place]
+
+    def restore(self, arrays):
+        (self.place,) = arrays
+
+
+def run_sm_A5_experiment(config, runs, data_dir, device):  # noqa: N802
+    if (data_dir / "broken").exists():
+        raise DataError(f"{data_dir / 'broken'}: these data are broken")
+    schedule = Schedule(
+        config.epochs, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
+    )
+    origin = provenance(("numpy",), device)
+
+    def do(run):
+        seed = [config.seed, run.config["length"], run.config["depth"]]
+        return train_run(run, Walk(seed, config.hidden_dim), schedule, "accuracy", origin)
+
+    report_divergence({run.label: do(run) for run in runs})

@@ -1,0 +1,207 @@
+"""Whatever happens to the processes, the disk or the clock: no result is lost, wrong or halved."""
+
+import errno
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import walks
+
+from checkpoints import FORMAT
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of the run that the tests disturb."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = walks.finish(folder)
+    assert done.returncode == 0, done.stderr
+    return walks.results(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder whose results are on a disk of their own, of 128 KiB."""
+    results = tmp_path / "results"
+    results.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("needs the mount command")
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", results]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", results], check=True)
+
+
+def wait_until(condition, process):
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+def wait_for_step(folder, step, process):
+    wait_until(lambda: walks.newest_step(folder) >= step, process)
+
+
+def kill_at_step(folder, step, **settings):
+    """Start, and kill once a checkpoint of this step is there; it is, when this returns."""
+    process = walks.start(folder, **settings)
+    wait_for_step(folder, step, process)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -9, errors
+
+
+def assert_finishes(folder, undisturbed, **settings):
+    done = walks.finish(folder, **settings)
+    assert done.returncode == 0, done.stderr
+    assert walks.results(folder) == undisturbed
+    assert not list((folder / "results" / "checkpoints").iterdir())
+    assert not list((folder / "results").rglob("*.tmp"))
+    return done
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return filler
+
+
+def test_killed_at_20_random_moments_a_run_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path, undisturbed
+):
+    rng = np.random.default_rng(20)
+    for kill in range(20):
+        process = walks.start(tmp_path)
+        if kill % 4:  # while it trains, saves or evaluates; else at any moment, starting included
+            wait_for_step(tmp_path, walks.newest_step(tmp_path) + rng.integers(1, 12), process)
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+    assert_finishes(tmp_path, undisturbed)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_named_and_the_run_goes_on_once_there_is_room(
+    small_disk, undisturbed
+):
+    process = walks.start(small_disk)
+    wait_for_step(small_disk, 20, process)
+    filler = fill(small_disk / "results")
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "error: [Errno 28] No space left on device: " in errors and "Traceback" not in errors
+    assert str(small_disk / "results") in errors
+    step = walks.newest_step(small_disk)
+    assert step >= 20
+    assert walks.worker_pids(small_disk) == []  # no lock is left, nor one that cannot be read
+    filler.unlink()
+    done = assert_finishes(small_disk, undisturbed)
+    assert "damaged" not in done.stderr
+
+
+def test_a_disk_that_is_full_at_a_result_keeps_the_curve_so_far(small_disk, undisturbed):
+    rare = {"checkpoint_interval": 1000}
+    process = walks.start(small_disk, **rare)
+    outputs = small_disk / "results" / "outputs_A5"
+    wait_until(lambda: list(outputs.glob("*.json")), process)
+    filler = fill(small_disk / "results")
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "No space left on device" in errors and "Traceback" not in errors
+    (record,) = walks.results(small_disk).keys() & {p.name for p in outputs.glob("*.json")}
+    assert json.loads((outputs / record).read_text())["outcome"] == "under way"
+    steps, accuracies = (np.load(p) for p in sorted(outputs.glob("*.npy"), reverse=True))
+    assert len(steps) == len(accuracies) >= 1
+    filler.unlink()
+    assert_finishes(small_disk, undisturbed, **rare)
+
+
+def test_a_results_folder_that_became_read_only_is_refused_and_left_alone(small_disk, undisturbed):
+    kill_at_step(small_disk, 20)
+    remount = ["mount", "-o", "remount,{}", small_disk / "results"]
+    subprocess.run([str(word).format("ro") for word in remount], check=True)
+    refused = walks.finish(small_disk)
+    subprocess.run([str(word).format("rw") for word in remount], check=True)
+    assert refused.returncode == 2
+    assert "outputs_A5 cannot be written: Read-only file system" in refused.stderr
+    assert_finishes(small_disk, undisturbed)
+
+
+def test_two_processes_on_one_results_folder_do_each_run_once(tmp_path):
+    settings = {"lengths": [4, 5, 6], "epochs": 100}
+    processes = [walks.start(tmp_path, **settings) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    lines = "".join(out for out, _ in outputs).splitlines()
+    for length in settings["lengths"]:
+        label = f"A5 length {length}, RNN, depth 1: not solved"
+        assert sum(line.startswith(label) for line in lines) == 1, lines
+    plan = walks.finish(tmp_path, "--plan", **settings)
+    assert "3 runs: 3 done" in plan.stdout
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_is_used(
+    tmp_path, undisturbed, suffix
+):
+    kill_at_step(tmp_path, 30)
+    newest = max((tmp_path / "results" / "checkpoints").glob(f"*/step_*{suffix}"))
+    content = bytearray(newest.read_bytes())
+    place = content.index(b'"loss_sum": ') + 15 if suffix == ".json" else len(content) // 2
+    content[place] ^= 1
+    newest.write_bytes(content)
+    done = assert_finishes(tmp_path, undisturbed)
+    assert f"warning: checkpoint {newest.with_suffix('')} is damaged" in done.stderr
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_difference(tmp_path, undisturbed):
+    kill_at_step(tmp_path, 20)
+    shutil.rmtree(tmp_path / "results" / "outputs_A5")
+    refused = walks.finish(tmp_path, weight_decay=0.5)
+    assert refused.returncode == 2
+    assert "weight_decay 0.01 where this run has 0.5" in refused.stderr
+    assert_finishes(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, None])
+def test_a_checkpoint_of_another_version_is_refused_with_the_difference(tmp_path, version):
+    kill_at_step(tmp_path, 20)
+    for path in (tmp_path / "results" / "checkpoints").glob("*/step_*.json"):
+        record = json.loads(path.read_text())
+        record["format"] = version
+        path.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    refused = walks.finish(tmp_path)
+    assert refused.returncode == 2
+    assert f"format {version or 1} where this version reads {FORMAT}" in refused.stderr
+    assert str(path.parent) in refused.stderr
+
+
+def test_a_time_of_day_that_goes_backwards_changes_nothing(tmp_path, undisturbed):
+    kill_at_step(tmp_path, 30, variables={"CLOCK": "backwards"})
+    assert_finishes(tmp_path, undisturbed, variables={"CLOCK": "backwards"})
+    (record,) = (tmp_path / "results" / "outputs_A5").glob("*.json")
+    seconds = json.loads(record.read_text())["history"]["seconds"]
+    assert seconds == sorted(seconds) and seconds[0] >= 0
+
+
+def test_a_results_folder_that_vanishes_is_made_again(tmp_path, undisturbed):
+    process = walks.start(tmp_path)
+    wait_for_step(tmp_path, 20, process)
+    (tmp_path / "results").rename(tmp_path / "gone")
+    _, errors = process.communicate()
+    # It goes on; or, if just then it was writing a file there, says so and is to be started again.
+    assert process.returncode == 0 or "No such file or directory: " in errors, errors
+    assert "Traceback" not in errors
+    assert_finishes(tmp_path, undisturbed)

@@ -1,0 +1,81 @@
+"""Commands of runs of the light wing, for tests that kill, starve and disturb real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from experiment_config import ROOT
+
+LIGHT_WING = Path(__file__).with_name("light_wing")
+SETTINGS = {
+    "lengths": [4],
+    "depths": [1],
+    "search": False,
+    "epochs": 300,  # steps, here
+    "hidden_dim": 1000,
+    "num_heads": 1,
+    "eval_interval": 50,
+    "checkpoint_interval": 10,
+    "stop_accuracy": 1.0,
+}
+
+
+def walk_words(folder: Path, *words, **settings) -> list:
+    """The command line of walks whose data and results are below a folder."""
+    found = ["-m", "SequenceModel", "-e", "A5", "-n", "RNN", "--device", "cpu"]
+    found += ["--data-dir", folder / "data", "--results-dir", folder / "results", *words]
+    for key, value in {**SETTINGS, **settings}.items():
+        found += ["--set", f"{key}={json.dumps(value)}"]
+    return [str(word) for word in found]
+
+
+def environment(**variables) -> dict[str, str]:
+    """In which the light wing is found."""
+    path = os.pathsep.join([str(LIGHT_WING), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, **variables}
+
+
+def start(folder: Path, *words, variables=None, **settings) -> subprocess.Popen:
+    """Start it in a process of its own."""
+    command = [sys.executable, ROOT / "run_experiment.py", *walk_words(folder, *words, **settings)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(**(variables or {})), **pipes)
+
+
+def finish(folder: Path, *words, variables=None, **settings) -> subprocess.CompletedProcess:
+    """Do it in a process of its own, to the end."""
+    process = start(folder, *words, variables=variables, **settings)
+    out, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def results(folder: Path) -> dict[str, object]:
+    """What runs came to: the bytes of their arrays and, by record, all but time and origin."""
+    found: dict[str, object] = {}
+    for path in sorted((folder / "results" / "outputs_A5").iterdir()):
+        if path.suffix == ".npy":
+            found[path.name] = path.read_bytes()
+        else:
+            record = json.loads(path.read_text())
+            del record["provenance"], record["history"]["seconds"]
+            found[path.name] = record
+    return found
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint of any run, 0 without any."""
+    found = (folder / "results" / "checkpoints").glob("*/step_*.json")
+    return max((int(path.stem.removeprefix("step_")) for path in found), default=0)
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """The processes that hold a run's lock."""
+    pids = []
+    for path in (folder / "results" / "locks").glob("*"):
+        try:
+            pids.append(json.loads(path.read_text())["pid"])
+        except (FileNotFoundError, ValueError):
+            continue  # just released, or being written
+    return pids
