@@ -39,7 +39,7 @@ from experiment_results import (
 )
 from local_launcher import run_local
 from run_locks import LockLostError
-from run_queue import Display, claimed_runs
+from run_queue import Display, claimed_runs, remove_leftovers
 from stopping import Stop
 
 EPILOG = """\
@@ -228,6 +228,7 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     display = display_of(arguments.tensorboard)
     to_do = runs_to_do(runs, arguments.overwrite)
     announce(runs, to_do, results_dir)
+    remove_leftovers([run for run in runs if run not in to_do])
     code = 0
     if to_do:
         check_writable(to_do[0].record.parent)

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -66,7 +68,7 @@ def assert_finishes(folder, undisturbed, **settings):
 
 
 def fill(disk: Path) -> Path:
-    """Leave no byte free."""
+    """Leave one page free: enough for a lock, not for a checkpoint or a result."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -74,6 +76,7 @@ def fill(disk: Path) -> Path:
                 file.write(bytes(512))
         except OSError as error:
             assert error.errno == errno.ENOSPC
+        file.truncate(file.tell() - os.sysconf("SC_PAGE_SIZE"))
     return filler
 
 
@@ -137,6 +140,19 @@ def test_a_results_folder_that_became_read_only_is_refused_and_left_alone(small_
     assert refused.returncode == 2
     assert "outputs_A5 cannot be written: Read-only file system" in refused.stderr
     assert_finishes(small_disk, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_run_that_is_told_to_stop_saves_a_checkpoint_first(tmp_path, undisturbed, number):
+    rare = {"checkpoint_interval": 1000}
+    process = walks.start(tmp_path, **rare)
+    wait_until(lambda: list((tmp_path / "results" / "outputs_A5").glob("*.json")), process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors and "Traceback" not in errors
+    assert walks.newest_step(tmp_path) > 0 and walks.worker_pids(tmp_path) == []
+    assert_finishes(tmp_path, undisturbed, **rare)
 
 
 def test_two_processes_on_one_results_folder_do_each_run_once(tmp_path):

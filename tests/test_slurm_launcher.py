@@ -8,7 +8,7 @@ import pytest
 import walks
 import yaml
 
-from experiment_config import CONFIG_FOLDER
+from experiment_config import CONFIG_FOLDER, ROOT
 
 pytest.importorskip("submitit", reason="needs '.[slurm]'")
 
@@ -109,9 +109,17 @@ def test_a_slurm_that_does_not_answer_is_named_before_anything_is_submitted(
     assert not (tmp_path / "script.sh").exists()
 
 
+def test_launching_imports_no_framework():
+    code = "import sys, slurm_launcher; print({'torch', 'jax'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
 def test_without_submitit_it_says_what_to_install(tmp_path, with_fakes):
     (tmp_path / "submitit.py").write_text("raise ModuleNotFoundError(name='submitit')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import run_experiment; "
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import run_experiment; "
     words = walks.walk_words(tmp_path, "--launcher", "slurm")
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(run_experiment.main({words!r}))"],

@@ -7,6 +7,8 @@ import sys
 import pytest
 import walks
 
+from experiment_config import ROOT
+
 
 def test_scalars_are_those_of_the_record(tmp_path):
     pytest.importorskip("tensorboard", reason="needs '.[tensorboard]'")
@@ -39,7 +41,7 @@ def test_it_is_off_by_default(tmp_path):
 
 def test_without_tensorboard_it_says_what_to_install(tmp_path):
     (tmp_path / "tensorboard.py").write_text("raise ModuleNotFoundError(name='tensorboard')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import run_experiment; "
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import run_experiment; "
     words = walks.walk_words(tmp_path, "--tensorboard", tmp_path / "board")
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(run_experiment.main({words!r}))"],
@@ -55,5 +57,7 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path):
 def test_writing_scalars_imports_no_framework():
     pytest.importorskip("tensorboard", reason="needs '.[tensorboard]'")
     code = "import sys, telemetry; print({'torch', 'jax', 'tensorflow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "set()\n"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from checkpoints import Checkpoints
+from stopping import Stop
 from training_loop import DataOrder, Schedule, train
 
 
@@ -71,6 +72,26 @@ def test_a_stopped_run_goes_on_to_the_history_of_an_undisturbed_one(tmp_path, st
         whole.metric,
         whole.train_loss,
     )
+
+
+class Stopped(Walk):
+    def __init__(self, stop):
+        super().__init__()
+        self.stop = stop
+
+    def update(self, step):
+        self.stop.number = 15 if step == 6 else None
+        return super().update(step)
+
+
+def test_a_wish_to_stop_is_met_after_the_step_with_a_checkpoint(tmp_path):
+    whole, _ = train(Walk(), SCHEDULE, Checkpoints(tmp_path / "whole", {}), "updates")
+    stop, checkpoints = Stop(), Checkpoints(tmp_path / "stopped", {})
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopped(stop), SCHEDULE, checkpoints, "updates", stop=stop)
+    assert checkpoints.load().state["step"] == 7
+    again, _ = train(Walk(), SCHEDULE, checkpoints, "updates")
+    assert (again.metric, again.train_loss) == (whole.metric, whole.train_loss)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
