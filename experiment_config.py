@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from atomic_files import atomic_write
 from data_dir.finite_groups import GROUP_NAMES
@@ -215,6 +222,32 @@ class SSMA5Config(SSMConfig):
                 f"num_heads: {self.num_heads} does not divide hidden_dim: {self.hidden_dim}"
             )
         return self
+
+
+# Values become `#SBATCH --key=value` lines, quoted; no value may begin a line of its own.
+OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
+OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+
+
+class SlurmConfig(BaseModel):
+    """How --launcher slurm uses a cluster."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    partition: OneLine | None
+    account: OneLine | None
+    time_minutes: PositiveInt
+    gpus: Annotated[int, Field(ge=0)]
+    cpus: PositiveInt
+    memory_gb: PositiveFloat
+    array_parallelism: PositiveInt
+    signal_before_end_s: PositiveInt
+    requeues: Annotated[int, Field(ge=0)]
+    sbatch: dict[OptionName, OneLine | int | bool]
+    setup: list[OneLine]
+    python: OneLine | None
+    poll_interval_s: PositiveFloat
+    settle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Loader(yaml.SafeLoader):

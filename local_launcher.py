@@ -41,6 +41,7 @@ class Task:
     lock: Lock
     log: Path
     starts: int = 0
+    holder: str = ""  # another process that was last seen at it
     failure: str = ""
 
 
@@ -101,10 +102,13 @@ class LocalRuns:
             if is_finished(task.run):
                 self.waiting.remove(task)
                 self._say(f"{task.run.label}: {result_in_words(task.run)}")
-            elif task.lock.holder() is None:
+            elif (holder := task.lock.holder()) is None:
                 self.waiting.remove(task)
                 slot = self.slots.pop(0)
                 self.workers.append(Worker(task, slot, start(task, slot, self.words)))
+            elif task.holder != holder:
+                task.holder = holder
+                print(f"{task.run.label}: held by {holder}, waits for it", flush=True)
 
     def _collect(self) -> None:
         for worker in [w for w in self.workers if w.process.poll() is not None]:
@@ -114,7 +118,8 @@ class LocalRuns:
             killed = code < 0 or code == STOPPED
             if killed and task.starts <= RESTARTS:
                 how = f"by {signal.Signals(-code).name}" if code < 0 else "by a signal"
-                print(f"{task.run.label}: its worker was ended {how}, goes on in another")
+                line = f"{task.run.label}: its worker was ended {how}, goes on in another"
+                print(line, flush=True)
                 self.waiting.insert(0, task)
                 continue
             if code:

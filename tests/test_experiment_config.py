@@ -12,9 +12,12 @@ from experiment_config import (
     ConfigError,
     ExperimentConfig,
     LCDEToyConfig,
+    SlurmConfig,
     load_config,
     parse_setting,
+    save_config,
 )
+from run_experiment import EXPERIMENTS
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))
 
@@ -24,7 +27,7 @@ def leaves(config_class) -> list:
     return below or [config_class]
 
 
-CLASSES = leaves(ExperimentConfig)
+CLASSES = [*leaves(ExperimentConfig), SlurmConfig]
 PAPER = yaml.safe_load((CONFIG_FOLDER / "lcde_toy.yaml").read_text())
 FIELDS = list(LCDEToyConfig.model_fields)
 
@@ -49,10 +52,27 @@ def config_file(tmp_path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_a_shipped_config_states_every_key_of_one_experiment_and_is_valid(path):
+def test_a_shipped_config_states_every_key_of_one_class_and_is_valid(path):
     keys = set(yaml.safe_load(path.read_text()))
     (config_class,) = (c for c in CLASSES if keys == set(c.model_fields))
     load_config(config_class, path, {})
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.config_file)
+def test_a_config_that_is_saved_for_other_processes_is_the_same_there(tmp_path, experiment):
+    config_class = experiment.config_class
+    config = load_config(config_class, CONFIG_FOLDER / experiment.config_file, {"seed": (7, "")})
+    path = save_config(config, tmp_path)
+    assert load_config(config_class, path, {}) == config
+    assert save_config(config, tmp_path) == path
+    assert save_config(config.model_copy(update={"seed": 8}), tmp_path) != path
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda e: e.config_file)
+def test_every_run_has_a_label_of_its_own(tmp_path, experiment):
+    config = load_config(experiment.config_class, CONFIG_FOLDER / experiment.config_file, {})
+    labels = [run.label for run in experiment.plan(config, tmp_path)]
+    assert len(set(labels)) == len(labels)
 
 
 def test_the_default_config_is_the_papers_experiment():
