@@ -63,7 +63,7 @@ class Owner:
     def is_dead(self) -> bool | None:
         """Whether the owner is gone; None where that cannot be told from here."""
         if self.machine is not None and self.machine == _machine():
-            return self.started is None or _start_of(self.pid) != self.started
+            return None if _is_hidden(self.pid) else _start_of(self.pid) != self.started
         me = Owner.this_process()
         requeued = me.slurm_restarts > self.slurm_restarts
         return True if self.slurm_job and self.slurm_job == me.slurm_job and requeued else None
@@ -267,6 +267,17 @@ def _start_of(pid: int) -> int | None:
         return None
     fields = text.rpartition(")")[2].split()  # the name before may hold anything
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there, though /proc does not show those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    return False
 
 
 def _job_is_gone(job: str) -> bool | None:

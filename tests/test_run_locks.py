@@ -78,6 +78,21 @@ def test_a_process_that_has_a_dead_owners_number_is_not_the_owner(tmp_path):
     assert Lock(tmp_path, "run").try_acquire() is None
 
 
+def test_an_owner_that_the_system_hides_from_other_users_is_not_taken_for_dead(
+    tmp_path, monkeypatch
+):
+    def belongs_to_another_user(pid, number):
+        raise PermissionError
+
+    write_owner(tmp_path, replace(Owner.this_process({}), pid=2**22 + 1))  # Linux has none above
+    monkeypatch.setattr(os, "kill", belongs_to_another_user)
+    clock = Clock()
+    lock = Lock(tmp_path, "run", patience_s=300, clock=clock)
+    assert lock.try_acquire() is not None
+    clock.now += 301
+    assert lock.try_acquire() is None
+
+
 @pytest.mark.parametrize("before", ["free", "dead"])
 def test_of_many_that_find_a_lock_free_at_once_exactly_one_gets_it(tmp_path, before, monkeypatch):
     if before == "dead":

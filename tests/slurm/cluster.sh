@@ -17,10 +17,12 @@ install() {
 }
 
 configure() {
-    local folder=$1 node cores memory port
-    node=$(hostname -s)
-    cores=$(nproc --all)
-    memory=$(free --mebi | awk '/^Mem:/ {print $2}')
+    local folder=$1 machine node cores memory port
+    # As slurmd itself sees the machine: it drains a node that promises more.
+    machine=$(slurmd -C)
+    node=$(sed -n 's/^NodeName=\([^ ]*\).*/\1/p' <<<"$machine")
+    cores=$(sed -n 's/.* CPUs=\([0-9]*\).*/\1/p' <<<"$machine")
+    memory=$(sed -n 's/.* RealMemory=\([0-9]*\).*/\1/p' <<<"$machine")
     # A port of its own for each folder, so that two clusters can run side by side.
     port=$((20000 + $(cksum <<<"$folder" | cut -d' ' -f1) % 20000))
     mkdir -p "$folder"/{state,spool,munge}
@@ -47,7 +49,7 @@ CryptoType=crypto/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerType=sched/backfill
