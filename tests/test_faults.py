@@ -62,7 +62,7 @@ def assert_finishes(folder, undisturbed, **settings):
     done = walks.finish(folder, **settings)
     assert done.returncode == 0, done.stderr
     assert walks.results(folder) == undisturbed
-    assert not list((folder / "results" / "checkpoints").iterdir())
+    assert not list((folder / "results" / "checkpoints").glob("*"))
     assert not list((folder / "results").rglob("*.tmp"))
     return done
 
