@@ -175,14 +175,17 @@ def job_key(job: Job) -> tuple[str, str]:
     return job.number, job.name
 
 
-def read_queue() -> Mapping[tuple[str, str], str] | None:
-    """The state of each task of mine in the queue, by number and name; None without an answer."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %j %T"]
+Queue = Mapping[tuple[str, str], tuple[str, str]]
+
+
+def read_queue() -> Queue | None:
+    """My tasks in the queue: (number, name) -> (state, reason); None without an answer."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return None
-    tasks = (line.split() for line in done.stdout.splitlines())
-    return {(task[0], task[1]): task[2] for task in tasks if len(task) == 3}
+    tasks = (line.split("|", 3) for line in done.stdout.splitlines())
+    return {(number, name): (state, reason) for number, state, reason, name in tasks}
 
 
 class Following:
@@ -194,6 +197,7 @@ class Following:
         self.locks = {run.label: run_lock(run) for run in runs}
         self.gone_since: dict[str, float] = {}
         self.states = dict.fromkeys(jobs, "pending")
+        self.held: dict[str, str] = {}
 
     def until_finished(self) -> int:
         """Print what changes in the table, and failed runs' logs. Returns the exit code."""
@@ -204,6 +208,7 @@ class Following:
             if queue is None and answers:
                 print("squeue does not answer; still looking at the results", flush=True)
             answers = queue is not None
+            self.held = {}
             self.states = {run.label: self._state(run, queue) for run in self.runs}
             table = list(self._table())
             if changed := [line for line in table if line not in shown]:
@@ -213,7 +218,7 @@ class Following:
                 return self._report()
             time.sleep(self.config.poll_interval_s)
 
-    def _state(self, run: Run, queue: Mapping[tuple[str, str], str] | None) -> str:
+    def _state(self, run: Run, queue: Queue | None) -> str:
         label = run.label
         if self.states[label] in ("done", "failed"):
             return self.states[label]
@@ -221,7 +226,9 @@ class Following:
             return "failed" if divergence(run) else "done"
         if queue is None:
             return self.states[label]
-        in_queue = queue.get(job_key(self.jobs[label]))
+        in_queue, reason = queue.get(job_key(self.jobs[label]), (None, ""))
+        if "held" in reason.lower():
+            self.held[label] = reason
         if in_queue is None and self.locks[label].holder() is None:
             since = self.gone_since.setdefault(label, time.monotonic())
             settled = time.monotonic() - since >= self.config.settle_s
@@ -234,6 +241,9 @@ class Following:
         order = ("pending", "running", "done", "failed")
         yield ", ".join(f"{counts.count(state)} {state}" for state in order)
         for run in self.runs:
+            if run.label in self.held:
+                release = f"scontrol release {self.jobs[run.label].number}"
+                yield f"  held     {run.label}  {self.held[run.label]}; `{release}` lets it go on"
             if self.states[run.label] == "running":
                 yield f"  running  {run.label}  {latest_metric(run)}".rstrip()
             if self.states[run.label] == "done":
