@@ -172,8 +172,11 @@ def test_a_controller_that_is_killed_and_comes_back_loses_nothing(tmp_path, slur
     steps = 8000  # for longer than the controller takes to save its state
     process = walks.start(tmp_path, *slurm("--wait"), epochs=steps)
     wait_until(lambda: walks.newest_step(tmp_path) >= 20, process)
-    # A job that it did not save as running it would start again when it comes back.
+    # A job that it did not save as running it would start again when it comes back. It saves after
+    # every change, such as this one.
     seen, state = time.time(), cluster / "state" / "job_state"
+    change = ["scontrol", "update", f"JobId={number_of_job(tmp_path)}", "Comment=saved"]
+    subprocess.run(change, check=True)
     wait_until(lambda: state.exists() and state.stat().st_mtime > seen, process)
     os.kill(int((cluster / "slurmctld.pid").read_text()), signal.SIGKILL)
     time.sleep(1)
