@@ -227,6 +227,8 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
         return 0
     display = display_of(arguments.tensorboard)
     to_do = runs_to_do(runs, arguments.overwrite)
+    if arguments.only and run_state(runs[0]).status is Status.NOT_NEEDED:
+        to_do = runs  # started for this run alone, it says in the run's record why it did nothing
     announce(runs, to_do, results_dir)
     remove_leftovers([run for run in runs if run not in to_do])
     code = 0
