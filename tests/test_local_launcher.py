@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import walks
 
+import walks
 from experiment_config import ROOT
 from local_launcher import gpus, machine_slots
 

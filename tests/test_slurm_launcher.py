@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-import walks
 import yaml
 
+import walks
 from experiment_config import CONFIG_FOLDER, ROOT
 
 pytest.importorskip("submitit", reason="needs '.[slurm]'")

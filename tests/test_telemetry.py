@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-import walks
 
+import walks
 from experiment_config import ROOT
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import walks
 import yaml
 
+import walks
 from experiment_config import CONFIG_FOLDER, ROOT
 from run_experiment import main
 
