@@ -59,7 +59,8 @@ def results(folder: Path) -> dict[str, object]:
             found[path.name] = path.read_bytes()
         else:
             record = json.loads(path.read_text())
-            del record["provenance"], record["history"]["seconds"]
+            del record["provenance"]
+            record.get("history", {}).pop("seconds", None)
             found[path.name] = record
     return found
 
