@@ -42,8 +42,8 @@ CASES: Mapping[str, tuple[str, str, dict[str, object], dict[str, object]]] = {
     "rnn_a5": (
         "ssm_a5.yaml",
         "-m SequenceModel -e A5 -n RNN -l 3 -d 1",
-        {"samples": 2000, "epochs": 1, "checkpoint_interval": 10},
-        {"hidden_dim": 64, "samples": 2000},
+        {"samples": 5000, "epochs": 1, "checkpoint_interval": 10},
+        {"hidden_dim": 64},
     ),
     "mamba_toy": (
         "ssm_toy.yaml",

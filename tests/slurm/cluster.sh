@@ -98,8 +98,11 @@ start() {
 stop() {
     local folder daemon file
     folder=$(realpath -m "$1")
+    export SLURM_CONF=$folder/slurm.conf
     if running "$folder/slurmctld.pid"; then
-        SLURM_CONF=$folder/slurm.conf scancel --user root || true
+        # Tasks would outlive the daemons.
+        scancel --user root || true
+        for _ in $(seq 200); do [ -n "$(squeue --noheader)" ] || break; sleep 0.1; done
     fi
     for daemon in "${daemons[@]}"; do
         file=$folder/$daemon.pid
