@@ -38,7 +38,7 @@ class Size:
     usual_batch: int
 
 
-SIZES = {"toy": Size(32, 256, 100, 256, 4), "a5": Size(32, 1024, 20, 64, 4)}
+SIZES = {"toy": Size(32, 256, 100, 256, 8), "a5": Size(32, 1024, 20, 64, 8)}
 TINY_SIZES = {"toy": Size(2, 8, 10, 16, 1), "a5": Size(2, 16, 5, 8, 1)}
 
 Scan = Callable[[Mapping[str, Tensor]], Tensor]
