@@ -9,9 +9,10 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from s4_convolution import causal_convolution, s4_kernel
 from selective_scan import selective_scan
 
 STEP_RANGE = (1e-3, 1e-1)
@@ -186,42 +187,6 @@ def _complex_xavier(width: int, states: int, generator: torch.Generator) -> Tens
     std = math.sqrt(2 / (width + states)) / math.sqrt(2)
     real, imaginary = torch.randn(2, width, states, generator=generator) * std
     return torch.complex(real, imaginary)
-
-
-def s4_kernel(
-    step: Float[Tensor, " D"],
-    A: Complex[Tensor, "D N"],
-    BC: Complex[Tensor, "D N"],
-    length: int,
-) -> Float[Tensor, "D L"]:
-    """k_l = 2 Re sum_n B_n C_n Delta exp(Delta A_n l), l = 0..L-1.
-
-    Powers of exp(Delta A) come as products of two factors, l = K i + j with K near sqrt(L): about
-    2 sqrt(L) complex exponentials for each state instead of L, and one batched matrix product.
-    """
-    coarse = math.isqrt(length - 1) + 1
-    fine = -(-length // coarse)
-    rates = step[:, None] * A
-    near = torch.exp(rates[..., None] * torch.arange(coarse, device=A.device))
-    far = torch.exp(rates[..., None] * (coarse * torch.arange(fine, device=A.device)))
-    weighted = (2 * step[:, None] * BC)[..., None] * far
-    # The real part of a complex product, as one real product of twice the inner width.
-    left = torch.cat([weighted.real, -weighted.imag], dim=1)
-    right = torch.cat([near.real, near.imag], dim=1)
-    return (left.transpose(1, 2) @ right).flatten(1)[:, :length]
-
-
-def causal_convolution(
-    u: Float[Tensor, "B D L"], kernel: Float[Tensor, "D L"]
-) -> Float[Tensor, "B D L"]:
-    """y_l = sum_{j <= l} k_{l-j} u_j, as a product with each channel's Toeplitz matrix.
-
-    Holds D L^2 numbers: for the lengths of the paper, up to 100, less work than FFTs.
-    """
-    length = u.shape[2]
-    lags = nn.functional.pad(kernel, (length - 1, 0))
-    toeplitz = lags.unfold(1, length, 1).flip(1)
-    return torch.einsum("bdj,djl->bdl", u, toeplitz)
 
 
 class MambaRecurrence(nn.Module):

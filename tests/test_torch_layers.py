@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("torch", reason="the sequence models need PyTorch")
 
-import scipy.signal
 import torch
 
 from torch_layers import (
@@ -17,10 +16,8 @@ from torch_layers import (
     PositionalEncoding,
     S4Recurrence,
     TransformerLayer,
-    causal_convolution,
     linear,
     log_uniform_steps,
-    s4_kernel,
     s5_layer,
 )
 
@@ -73,24 +70,6 @@ def test_parameters_come_from_the_generator_alone(name):
     torch.manual_seed(1)
     LAYERS[name](generator(5))
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_s4_kernel_is_the_sum_of_exponentials():
-    step = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    A = torch.randn(2, 3, dtype=torch.complex128, generator=generator()) - 1
-    BC = torch.randn(2, 3, dtype=torch.complex128, generator=generator(1))
-    for length in (1, 2, 7, 9, 10):
-        lags = torch.arange(length)
-        terms = BC[..., None] * torch.exp(step[:, None, None] * A[..., None] * lags)
-        expected = 2 * step[:, None] * terms.sum(dim=1).real
-        torch.testing.assert_close(s4_kernel(step, A, BC, length), expected)
-
-
-def test_causal_convolution_is_scipys():
-    u = torch.randn(3, 4, 9, dtype=torch.float64, generator=generator())
-    kernel = torch.randn(4, 9, dtype=torch.float64, generator=generator(1))
-    expected = scipy.signal.fftconvolve(u, kernel[None], axes=2)[..., :9]
-    np.testing.assert_allclose(causal_convolution(u, kernel), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("softplus_step", [True, False])

@@ -1,0 +1,108 @@
+"""The S4 layer's convolution: its kernel from A, B, C, and the causal product with the input.
+
+Both are operations with a gradient of their own, since what PyTorch would derive passes many more
+times over the (D, sqrt(L), N) powers and the (D, L, L) products. Letters: B sequences, L positions,
+D channels, N states of a channel. Once differentiable.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def s4_kernel(
+    step: Float[Tensor, " D"],
+    A: Complex[Tensor, "D N"],
+    BC: Complex[Tensor, "D N"],
+    length: int,
+) -> Float[Tensor, "D L"]:
+    """k_l = 2 Re sum_n B_n C_n Delta exp(Delta A_n l), l = 0..L-1."""
+    return _ExponentialSum.apply(step[:, None] * A, 2 * step[:, None] * BC, length)
+
+
+def causal_convolution(
+    u: Float[Tensor, "B D L"], kernel: Float[Tensor, "D L"]
+) -> Float[Tensor, "B D L"]:
+    """y_l = sum_{j <= l} k_{l-j} u_j, as a product with each channel's Toeplitz matrix.
+
+    Holds D L^2 numbers: for the lengths of the paper, up to 100, less work than FFTs.
+    """
+    return _ToeplitzProduct.apply(u, kernel)
+
+
+class _ExponentialSum(torch.autograd.Function):
+    """k_l = Re sum_n w_n exp(r_n l), the powers of exp(r) as products of two factors.
+
+    l = K i + j with K near sqrt(L): about 2 sqrt(L) exponentials for each state instead of L, and
+    one batched matrix product, of real numbers: complex ones count as pairs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rates: Tensor, weights: Tensor, length: int) -> Tensor:
+        stride = math.ceil(math.sqrt(length))
+        near = _powers(rates, stride, 1)
+        far = _powers(rates, -(-length // stride), stride)
+        ctx.save_for_backward(weights, near, far)
+        weighted = _as_pairs((weights[:, None] * far).conj())
+        return (weighted @ _as_pairs(near).transpose(1, 2)).flatten(1)[:, :length]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, near, far = ctx.saved_tensors
+        grid = far.shape[1], near.shape[1]
+        gradient = torch.nn.functional.pad(gradient, (0, math.prod(grid) - gradient.shape[1]))
+        lags = torch.arange(gradient.shape[1], device=gradient.device)
+        # sum_l g_l exp(r l), and the same with g_l l, which is its derivative by r.
+        both = torch.stack([gradient, gradient * lags], dim=1).unflatten(2, grid)
+        rows = (both.flatten(1, 2) @ _as_pairs(near)).unflatten(2, (-1, 2))
+        sums = (torch.view_as_complex(rows).unflatten(1, (2, -1)) * far[:, None]).sum(dim=2)
+        return (weights * sums[:, 1]).conj(), sums[:, 0].conj(), None
+
+
+def _powers(rates: Tensor, count: int, stride: int) -> Tensor:
+    """exp(r stride i), i = 0..count-1: (D, count, N). Complex exp is not vectorised on a CPU."""
+    exponents = stride * torch.arange(count, device=rates.device)[:, None]
+    sizes = torch.exp(rates.real[:, None] * exponents)
+    angles = rates.imag[:, None] * exponents
+    return torch.complex(sizes * torch.cos(angles), sizes * torch.sin(angles))
+
+
+def _as_pairs(x: Tensor) -> Tensor:
+    """(..., N) complex as (..., 2 N) real."""
+    return torch.view_as_real(x.resolve_conj()).flatten(-2)
+
+
+class _ToeplitzProduct(torch.autograd.Function):
+    """y = T u for every channel, T_lj = k_{l-j} where j <= l, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
+        # Channels first and contiguous: else the batched product goes matrix by matrix.
+        u = u.transpose(0, 1).contiguous()
+        ctx.save_for_backward(u, kernel)
+        return (u @ _toeplitz(kernel).transpose(1, 2)).transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        u, kernel = ctx.saved_tensors
+        length = kernel.shape[1]
+        gradient = gradient.transpose(0, 1).contiguous()
+        products = u.transpose(1, 2) @ gradient  # (D, j, l), each for the lag l - j
+        # Rows as long as 2 L, read at 2 L + 1: row j starts at its lag 0.
+        rows = torch.nn.functional.pad(products, (0, length)).flatten(1)
+        shape, strides = (len(rows), length, length), (rows.stride(0), 2 * length + 1, 1)
+        by_lag = rows.as_strided(shape, strides)
+        return (gradient @ _toeplitz(kernel)).transpose(0, 1), by_lag.sum(dim=1)
+
+
+def _toeplitz(kernel: Tensor) -> Tensor:
+    """(D, L, L)."""
+    length = kernel.shape[1]
+    lags = torch.nn.functional.pad(kernel.flip(1), (0, length - 1))
+    return lags.unfold(1, length, 1).flip(1)
