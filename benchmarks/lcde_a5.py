@@ -15,7 +15,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,7 +45,7 @@ from linear_cde_a5 import (
     evaluate,
     train_step,
 )
-from machine import describe_machine, package_versions
+from machine import describe_machine, package_versions, peak_memory_gib
 
 EVALUATED, PLAIN_EVALUATED, PLAIN_BATCH = 20_000, 1_200, 400
 MEMORY_SEQUENCES = (20_000, 200_000)
@@ -237,12 +236,6 @@ def compare_evaluations(sides: Sides, repeats: int) -> dict[str, object]:
     }
 
 
-def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
-
-
 def own_memory(config: LCDEA5Config, length: int) -> dict[str, object]:
     """Peak memory of this process after training steps, then after each evaluation."""
     keep_freed_memory()
@@ -256,10 +249,10 @@ def own_memory(config: LCDEA5Config, length: int) -> dict[str, object]:
         ]
         state, _ = train_step(state, batches, jr.key(step), optimizer, config.dropout)
     jax.block_until_ready(state.model.cde.A)
-    peaks = {"training": peak_gib()}
+    peaks = {"training": peak_memory_gib()}
     for count in MEMORY_SEQUENCES:
         evaluate(state.model, random_batch(count, length, seed=0), config.eval_batch_size)
-        peaks[f"then evaluating {count:,} sequences"] = peak_gib()
+        peaks[f"then evaluating {count:,} sequences"] = peak_memory_gib()
     return peaks
 
 
