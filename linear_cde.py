@@ -55,7 +55,7 @@ class LinearCDE(eqx.Module):
     def __init__(self, hidden_dim: int, input_dim: int, *, key: PRNGKeyArray):
         """Draw the parameters for paths in `input_dim` dimensions."""
         control_dim = input_dim + 1
-        with jax.threefry_partitionable(False):
+        with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(False):
             matrix_key, bias_key, A_key, B_key = jr.split(key, 4)
             self.init_matrix = jr.normal(matrix_key, (hidden_dim, input_dim), jnp.float32)
             self.init_bias = jr.normal(bias_key, (hidden_dim,), jnp.float32)
@@ -294,7 +294,7 @@ def train_linear(
 
 def run_model_key(seed: int, run: int) -> PRNGKeyArray:
     """The model key of a run: the released runs' chain of splits, the same for every d."""
-    with jax.threefry_partitionable(False):
+    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(False):
         key = jr.PRNGKey(seed)
         for _ in range(run + 1):
             model_key, _, key = jr.split(key, 3)

@@ -290,7 +290,7 @@ def train_length(config: LCDEA5Config, run: Run, folder: Path, origin: Mapping[s
         (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
         for data, size, tag in sources
     ]
-    model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed), length))
+    model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
     model = A5LinearCDE(symbols.order, config.hidden_dim, key=model_key)
     training = Training(model, orders, validation, config, train_key)
     schedule = Schedule(

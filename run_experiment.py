@@ -60,6 +60,16 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 afte
 (a checkpoint is saved first).
 """
 
+# Short flags for keys of the config: metavar, help.
+FLAGS: Mapping[str, tuple[str, str]] = {
+    "-s": ("SEED", "random seed"),
+    "-n": ("NAME", "sequence model: its name"),
+    "-l": ("LENGTH", "A5: sequence length"),
+    "-d": ("DEPTH", "sequence model: number of blocks"),
+    "-i": ("INPUT_DIM", "toy: path dimension, 2 or 3"),
+    "-nl": ("BOOL", "toy sequence model: nonlinear"),
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -138,12 +148,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", "--model", required=True, choices=["LCDE", "SequenceModel"])
     parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5"])
     flags = parser.add_argument_group("settings of the config (each only where it applies)")
-    flags.add_argument("-s", dest="-s", metavar="SEED", help="random seed")
-    flags.add_argument("-n", dest="-n", metavar="NAME", help="sequence model: its name")
-    flags.add_argument("-l", dest="-l", metavar="LENGTH", help="A5: sequence length")
-    flags.add_argument("-d", dest="-d", metavar="DEPTH", help="sequence model: number of blocks")
-    flags.add_argument("-i", dest="-i", metavar="INPUT_DIM", help="toy: path dimension, 2 or 3")
-    flags.add_argument("-nl", dest="-nl", metavar="BOOL", help="toy sequence model: nonlinear")
+    for flag, (metavar, words) in FLAGS.items():
+        # Kept each time, so that a repeated flag can be refused: argparse would take the last.
+        flags.add_argument(
+            flag, dest=flag, action="append", default=[], metavar=metavar, help=words
+        )
     flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; may be repeated"
     )
@@ -266,10 +275,8 @@ def overrides(
 ) -> dict[str, tuple[Any, str]]:
     """The keys the command line sets: key -> (value, its words). Raises: ConfigError."""
     found: dict[str, tuple[Any, str]] = {}
-    settings = [(flag, getattr(arguments, flag)) for flag in ("-s", "-n", "-l", "-d", "-i", "-nl")]
-    for flag, text in settings:
-        if text is None:
-            continue
+    given = [(flag, text) for flag in FLAGS for text in getattr(arguments, flag)]
+    for flag, text in given:
         where = f"-m {arguments.model} -e {arguments.experiment}"
         if flag not in config_class.flags:
             allowed = ", ".join(config_class.flags)

@@ -26,7 +26,11 @@ def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
     """Integer random walks (num_paths, length, input_dim), float32: sums of rounded normals."""
     import jax
 
-    with jax.default_device(jax.devices("cpu")[0]), jax.threefry_partitionable(False):
+    with (
+        jax.default_device(jax.devices("cpu")[0]),
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(False),
+    ):
         steps = jax.random.normal(
             jax.random.PRNGKey(SEED), (num_paths, length, input_dim), "float32"
         )

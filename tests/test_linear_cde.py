@@ -81,22 +81,30 @@ def threefry_split(key: np.ndarray, num: int) -> np.ndarray:
     return np.concatenate([left, right]).reshape(num, 2)
 
 
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("partitionable", [False, True])
-def test_model_keys_are_the_released_chain_of_splits(partitionable):
+def test_model_keys_are_the_released_chain_of_splits(partitionable, generator):
     key = np.array([0, 2345], np.uint32)
     for run in range(5):
         expected, _, key = threefry_split(key, 3)
-        with jax.threefry_partitionable(partitionable):
+        with jax.default_prng_impl(generator), jax.threefry_partitionable(partitionable):
             assert np.array_equal(run_model_key(2345, run), expected)
 
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("partitionable", [False, True])
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("input_dim", [2, 3])
-def test_parameters_are_the_released_draws_whatever_jax_defaults_to(input_dim, partitionable, x64):
+def test_parameters_are_the_released_draws_whatever_jax_defaults_to(
+    input_dim, generator, partitionable, x64
+):
     key = np.array([3, 4], np.uint32)
     keys = threefry_split(key, 4)
-    with jax.threefry_partitionable(partitionable), jax.enable_x64(x64):
+    with (
+        jax.default_prng_impl(generator),
+        jax.threefry_partitionable(partitionable),
+        jax.enable_x64(x64),
+    ):
         model = LinearCDE(16, input_dim, key=jnp.asarray(key))
     with jax.threefry_partitionable(False):
         shapes = (16, input_dim), (16,), (16, input_dim + 1, 16), (16, input_dim + 1)

@@ -188,6 +188,7 @@ def test_paths_that_do_not_repeat_increments_are_solved_path_by_path_and_it_says
         (["-d", "2"], "-d 2: does not apply to -m LCDE -e toy"),
         (["-nl", "True"], "-nl True: does not apply to -m LCDE -e toy"),
         (["-s", "1", "--set", "seed=2"], "--set seed=2: 'seed' is set already by -s 1"),
+        (["-s", "1", "-s", "2"], "-s 2: 'seed' is set already by -s 1"),
         (["--set", "dt0=1", "--set", "dt0=2"], "--set dt0=2: 'dt0' is set already by --set dt0=1"),
         (["-c", "no_such.yaml"], "no_such.yaml: no such config file; experiment_configs has "),
         (["--set", "matmul_precision=tf32"], "needs share_flows: false"),

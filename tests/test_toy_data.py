@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +110,15 @@ def test_the_script_leaves_nothing_but_the_four_files(paper_data):
 @pytest.mark.parametrize("input_dim", [2, 3])
 def test_walks_do_not_depend_on_what_jax_defaults_to(jax, input_dim):
     drawn = []
-    for partitionable, x64 in [(False, False), (True, False), (False, True)]:
-        with jax.threefry_partitionable(partitionable), jax.enable_x64(x64):
+    defaults = (
+        nullcontext(),
+        jax.threefry_partitionable(True),
+        jax.threefry_partitionable(False),
+        jax.default_prng_impl("rbg"),
+        jax.enable_x64(True),
+    )
+    for default in defaults:
+        with default:
             drawn.append(random_walks(input_dim, 50, 20))
     assert drawn[0].dtype == np.float32 and np.array_equal(drawn[0], np.rint(drawn[0]))
     assert all(np.array_equal(walks, drawn[0]) for walks in drawn[1:])
