@@ -1,9 +1,11 @@
 """What the tests share: checks too slow or too strict for users, and small inputs."""
 
+import shutil
+import subprocess
 import time
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from subprocess import Popen
 
 import numpy as np
 import pytest
@@ -80,10 +82,27 @@ def write_toy_files():
 
 
 @pytest.fixture
+def mount_disk():
+    """Mount an empty disk of so many KiB on a folder; skip with the reason where that fails."""
+    with ExitStack() as mounted:
+
+        def mount(folder: Path, kib: int) -> None:
+            if not shutil.which("mount"):
+                pytest.skip("needs the mount command")
+            command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"needs the right to mount a file system: {done.stderr.strip()}")
+            mounted.callback(subprocess.run, ["umount", folder], check=True)
+
+        yield mount
+
+
+@pytest.fixture
 def wait_for_checkpoint():
     """Wait until a run in another process has saved a checkpoint of a step or a later one."""
 
-    def wait(results_dir: Path, step: int, process: Popen) -> None:
+    def wait(results_dir: Path, step: int, process: subprocess.Popen) -> None:
         while process.poll() is None:
             found = (results_dir / "checkpoints").glob("*/step_*.json")
             if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +32,12 @@ def disk_full_at_sync(monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, mount_disk):
     """A file system of 64 KiB."""
     folder = tmp_path / "small_disk"
     folder.mkdir()
-    if not shutil.which("mount"):
-        pytest.skip("needs the mount command")
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    mount_disk(folder, 64)
+    return folder
 
 
 def test_text_is_written_as_utf8_with_line_feeds_in_a_folder_that_is_made(tmp_path):

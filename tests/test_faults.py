@@ -26,18 +26,12 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, mount_disk):
     """A folder whose results are on a disk of their own, of 128 KiB."""
     results = tmp_path / "results"
     results.mkdir()
-    if not shutil.which("mount"):
-        pytest.skip("needs the mount command")
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", results]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", results], check=True)
+    mount_disk(results, 128)
+    return tmp_path
 
 
 def wait_until(condition, process):

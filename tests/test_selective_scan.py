@@ -1,37 +1,24 @@
-"""Every backend of the selective scan computes its recurrence and the derivative of it."""
-
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-from types import ModuleType
+"""The selective scan computes its recurrence and the derivative of it, whatever computes it."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiment_results import ROOT, UnavailableError
+pytest.importorskip("torch", reason="needs the PyTorch environment")
 
-torch = pytest.importorskip("torch", reason="needs the PyTorch environment")
-build = pytest.importorskip("csrc.build")
-module = pytest.importorskip("selective_scan")
-choose_backend, selective_scan = module.choose_backend, module.selective_scan
+import torch
 
-LOOPS = ["cpp", "reference"]
-# What A is, and whether B and C follow the input.
-CASES = {
-    "Mamba": ("real", True, True),
-    "S4": ("complex", False, False),
-    "real, constant": ("real", False, False),
-    "real, mixed": ("real", True, False),
-    "complex, following": ("complex", True, True),
-}
-OPTIONS = {"all options": True, "no options": False}
+from scan_cases import (
+    CASES,
+    LOOPS,
+    OPTIONS,
+    draw,
+    largest_relative_difference,
+    scan_with_gradients,
+    tensors_of,
+)
+from selective_scan import _state_rows, choose_backend, selective_scan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,61 +27,6 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def draw(seed, case, shape, dtype=torch.float64, optional=True, requires_grad=False) -> dict:
-    """Arguments as a model has them: A negative, steps of order one."""
-    kind, B_follows, C_follows = CASES[case]
-    batch, channels, length, states = shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*sizes, complex_too=False):
-        parts = [torch.randn(sizes, generator=generator, dtype=torch.float64) for _ in range(2)]
-        return torch.complex(*parts) if complex_too else parts[0]
-
-    number = {"complex_too": kind == "complex"}
-    rows = {False: (channels, states), True: (batch, states, length)}
-    A = normal(channels, states, **number)
-    A = torch.complex(-A.real.abs(), A.imag) if kind == "complex" else -A.abs()
-    arguments = {
-        "u": normal(batch, channels, length),
-        "delta": normal(batch, channels, length),
-        "A": A,
-        "B": normal(*rows[B_follows], **number),
-        "C": normal(*rows[C_follows], **number),
-    }
-    if optional:
-        arguments |= {"D": normal(channels), "delta_bias": normal(channels)}
-        arguments |= {"z": normal(batch, channels, length)}
-    else:
-        arguments["delta"] = arguments["delta"].abs()
-    cast = {torch.float64: torch.complex128, torch.float32: torch.complex64}[dtype]
-    tensors = {
-        name: x.to(cast if x.is_complex() else dtype).requires_grad_(requires_grad)
-        for name, x in arguments.items()
-    }
-    return {**tensors, "delta_softplus": optional}
-
-
-def tensors_of(arguments) -> dict:
-    return {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor)}
-
-
-def scan_with_gradients(arguments, backend) -> dict:
-    """The output, and the gradient of a fixed mixture of it with respect to every tensor."""
-    leaves = {name: x.detach() for name, x in tensors_of(arguments).items()}
-    for leaf in leaves.values():
-        leaf.requires_grad_()
-    y = selective_scan(**{**arguments, **leaves}, backend=backend)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    (y * weights.to(y.dtype)).sum().backward()
-    return {"y": y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-
-
-def largest_relative_difference(found: dict, expected: dict) -> float:
-    assert found.keys() == expected.keys()
-    wide = {name: x.to(expected[name].dtype) for name, x in found.items()}
-    return max(float((wide[k] - x).abs().max() / x.abs().max()) for k, x in expected.items())
 
 
 def recurrence(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
@@ -300,7 +232,7 @@ def test_the_number_of_threads_changes_rounding_only(case, batch):
 
 def operator_arguments(case) -> tuple:
     given = draw(10, case, (2, 3, 4, 5), requires_grad=True)
-    rows = [module._state_rows(given[name]).detach().requires_grad_() for name in "ABC"]
+    rows = [_state_rows(given[name]).detach().requires_grad_() for name in "ABC"]
     return given["u"], given["delta"], *rows, given["D"], given["delta_bias"], True
 
 
@@ -329,94 +261,6 @@ def test_a_compiled_model_computes_the_same(case):
     assert largest_relative_difference(found, expected) < 1e-13
 
 
-# Choosing a backend
-
-
-def test_a_cpu_has_the_cpp_and_the_reference():
-    assert choose_backend("cpu") == choose_backend("cpu", "cpp") == "cpp"
-    assert choose_backend("cpu", "reference") == "reference"
-
-
-@pytest.fixture
-def no_mamba_ssm(monkeypatch):
-    """On a machine that has it too."""
-    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
-
-
-def test_other_devices_without_their_kernel_take_the_reference(no_mamba_ssm):
-    assert choose_backend("cuda") == choose_backend("mps") == "reference"
-
-
-def test_mamba_ssm_by_name_and_missing_says_how_to_install_it(no_mamba_ssm):
-    with pytest.raises(UnavailableError, match="MAMBA_KEEP_CUDA_BUILD=TRUE pip install"):
-        choose_backend("cuda", "mamba_ssm")
-
-
-@pytest.mark.parametrize(
-    ("device", "backend", "dtype"),
-    [
-        ("cpu", "mamba_ssm", torch.float32),
-        ("cuda", "mamba_ssm", torch.float64),
-        ("cuda", "cpp", torch.float32),
-        ("cpu", "triton", torch.float32),
-    ],
-)
-def test_a_backend_that_cannot_is_refused(device, backend, dtype):
-    with pytest.raises(ValueError, match=backend):
-        choose_backend(device, backend, dtype)
-
-
-@pytest.mark.parametrize(("missing", "fix"), [("c++", "apt install g\\+\\+"), ("ninja", "pip")])
-def test_without_its_tools_auto_warns_and_cpp_raises(monkeypatch, tmp_path, missing, fix):
-    # The loader without its memory of having loaded, and with an empty cache.
-    monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else which(name))
-    with pytest.raises(UnavailableError, match=fix):
-        choose_backend("cpu", "cpp")
-    with pytest.warns(UserWarning, match="7 times slower") as caught:
-        assert choose_backend("cpu") == "reference"
-    assert missing in str(caught[0].message)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_mamba_ssm_is_called_as_it_documents(monkeypatch, case):
-    calls = []
-
-    def stand_in(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-        """Decode what mamba-ssm documents: following complex B, C are real (B, N, 2 L)."""
-        calls.append((u, delta, B, C, D, z, delta_bias))
-        if A.is_complex() and B.ndim == 3:
-            assert not B.is_complex() and not C.is_complex()
-            B, C = (torch.complex(x[..., ::2].clone(), x[..., 1::2].clone()) for x in (B, C))
-        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, "reference")
-
-    kernel, package = ModuleType("selective_scan_cuda"), ModuleType("mamba_ssm")
-    interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
-    interface.selective_scan_fn = stand_in
-    for name, found in (
-        ("selective_scan_cuda", kernel),
-        ("mamba_ssm", package),
-        ("mamba_ssm.ops", ModuleType("mamba_ssm.ops")),
-        ("mamba_ssm.ops.selective_scan_interface", interface),
-    ):
-        monkeypatch.setitem(sys.modules, name, found)
-    assert choose_backend("cuda") == choose_backend("cuda", "mamba_ssm") == "mamba_ssm"
-    arguments = draw(12, case, (2, 3, 4, 5), torch.float32)
-    expected = scan_with_gradients(arguments, "reference")
-    choose = choose_backend
-    monkeypatch.setattr(
-        module,
-        "choose_backend",
-        lambda device, backend, dtype: choose("cuda" if backend == "auto" else device, backend),
-    )
-    assert largest_relative_difference(scan_with_gradients(arguments, "auto"), expected) == 0
-    assert all(x.dtype in (torch.float32, torch.complex64) for x in calls[0])
-    with pytest.raises(ValueError, match="at most 256 states, found 257"):
-        selective_scan(**draw(12, case, (1, 1, 1, 257), torch.float32))
-
-
 # Arguments
 
 
@@ -443,136 +287,3 @@ def test_wrong_arguments_are_named(name, wrong, message):
     arguments = draw(13, "Mamba", (2, 3, 4, 5), torch.float32)
     with pytest.raises(ValueError, match=message):
         selective_scan(**{**arguments, name: wrong})
-
-
-# Building
-
-
-SCRIPT = """
-import json, os, resource, sys
-import torch
-torch.set_num_threads(2)
-from selective_scan import choose_backend, selective_scan
-choose_backend("cpu", "cpp")
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-"""
-
-
-def start(body: str, **environment) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + body],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[dict, str]:
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return json.loads(output), errors
-
-
-AGREE = """
-sys.path.insert(0, "tests")
-from test_selective_scan import CASES, draw, largest_relative_difference, scan_with_gradients
-worst = 0
-for case in CASES:
-    for dtype in (torch.float64, torch.float32):
-        arguments = draw(14, case, (3, 5, 7, 21), dtype)
-        ours, reference = (scan_with_gradients(arguments, b) for b in ("cpp", "reference"))
-        scale = 1 if dtype == torch.float64 else 1e-5
-        worst = max(worst, scale * largest_relative_difference(ours, reference))
-print(json.dumps({"worst": worst, "capability": torch.backends.cpu.get_cpu_capability()}))
-"""
-CAPABILITIES = {"DEFAULT": "default", "AVX2": "avx2"}
-
-
-@pytest.fixture(scope="module", params=CAPABILITIES)
-def simultaneous_builds(request, tmp_path_factory):
-    """Results and messages of two processes that build in one empty cache, after a killed one."""
-    cache = tmp_path_factory.mktemp("cache")
-    environment = {
-        "TORCH_EXTENSIONS_DIR": str(cache),
-        "ATEN_CPU_CAPABILITY": CAPABILITIES[request.param],
-    }
-    killed = start(AGREE, **environment)
-    while not list(cache.glob("*/lock")):  # PyTorch's, which only the end of a build removes
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    results = [finish(process) for process in [start(AGREE, **environment) for _ in range(2)]]
-    if results[0][0]["capability"] != request.param:
-        pytest.skip(f"this CPU has no {request.param}")
-    return results, cache
-
-
-def test_builds_for_other_cpus_agree_with_the_reference(simultaneous_builds):
-    results, _ = simultaneous_builds
-    assert all(result["worst"] < 1e-11 for result, _ in results)
-
-
-def test_two_processes_that_start_at_once_build_once(simultaneous_builds):
-    results, cache = simultaneous_builds
-    assert sum("compiling the selective scan" in errors for _, errors in results) == 1
-    assert len(list(cache.glob("selective_scan_torch*.so"))) == 1
-
-
-@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang++ is not installed")
-def test_clang_compiles_it_too(tmp_path):
-    result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX="clang++"))
-    assert "compiling" in errors
-    assert result["worst"] < 1e-11
-
-
-def test_a_failed_compilation_shows_the_compilers_words(monkeypatch, tmp_path):
-    source = tmp_path / "broken.cpp"
-    source.write_text("#error broken on purpose\n")
-    monkeypatch.setattr(build, "SOURCE", source)
-    monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
-    for backend in ("auto", "cpp"):
-        with pytest.raises(build.CompilationError, match="broken on purpose"):
-            choose_backend("cpu", backend)
-    assert not list(Path(tmp_path).glob("cache/*.so"))
-
-
-@pytest.mark.parametrize("threads", [(2, 1), (1, 2)], ids=["forward", "backward"])
-def test_the_number_of_threads_is_honoured(threads):
-    body = f"""
-x, rows = torch.ones(2, 4, 3, requires_grad=True), torch.ones(4, 1)
-count = lambda: len(os.listdir("/proc/self/task"))
-grown = []
-for forward, backward in ((1, 1), {threads}):
-    before = count()
-    torch.set_num_threads(forward)
-    y = selective_scan(x, x, -rows, rows, rows, backend="cpp")
-    torch.set_num_threads(backward)
-    y.sum().backward()
-    grown.append(count() - before)
-print(json.dumps(grown))
-"""
-    if not Path("/proc/self/task").exists():
-        pytest.skip("threads are counted in /proc, which only Linux has")
-    grown, _ = finish(start(body))
-    assert grown == [0, 1]
-
-
-def test_memory_does_not_grow_with_the_states_of_all_positions():
-    # B D L N float32 numbers are 1 GiB here; inputs and their gradients together are 20 MiB.
-    body = """
-B, D, L, N = 4, 512, 256, 512
-u, A = torch.ones(B, D, L), -torch.ones(D, N)
-rows = torch.ones(B, N, L)
-tensors = [x.requires_grad_() for x in (u, u.clone(), A, rows, rows.clone())]
-before = peak()
-selective_scan(*tensors, backend="cpp").sum().backward()
-print(json.dumps(peak() - before))
-"""
-    grown, _ = finish(start(body))
-    assert grown < 100

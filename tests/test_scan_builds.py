@@ -1,0 +1,148 @@
+"""The C++ of the selective scan in new processes: how it is built, its threads, its memory."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiment_results import ROOT
+
+pytest.importorskip("torch", reason="needs the PyTorch environment")
+
+import selective_scan as module
+from csrc import build
+from selective_scan import choose_backend
+
+SCRIPT = """
+import json, os, sys
+import torch
+torch.set_num_threads(2)
+from selective_scan import choose_backend, selective_scan
+choose_backend("cpu", "cpp")
+"""
+
+
+def start(body: str, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + body],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[dict, str]:
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return json.loads(output), errors
+
+
+AGREE = """
+sys.path.insert(0, "tests")
+from scan_cases import CASES, draw, largest_relative_difference, scan_with_gradients
+worst = 0
+for case in CASES:
+    for dtype in (torch.float64, torch.float32):
+        arguments = draw(14, case, (3, 5, 7, 21), dtype)
+        ours, reference = (scan_with_gradients(arguments, b) for b in ("cpp", "reference"))
+        scale = 1 if dtype == torch.float64 else 1e-5
+        worst = max(worst, scale * largest_relative_difference(ours, reference))
+print(json.dumps({"worst": worst, "capability": torch.backends.cpu.get_cpu_capability()}))
+"""
+CAPABILITIES = {"DEFAULT": "default", "AVX2": "avx2"}
+
+
+@pytest.fixture(scope="module", params=CAPABILITIES)
+def simultaneous_builds(request, tmp_path_factory):
+    """Results and messages of two processes that build in one empty cache, after a killed one."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = {
+        "TORCH_EXTENSIONS_DIR": str(cache),
+        "ATEN_CPU_CAPABILITY": CAPABILITIES[request.param],
+    }
+    killed = start(AGREE, **environment)
+    while not list(cache.glob("*/lock")):  # PyTorch's, which only the end of a build removes
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    results = [finish(process) for process in [start(AGREE, **environment) for _ in range(2)]]
+    if results[0][0]["capability"] != request.param:
+        pytest.skip(f"this CPU has no {request.param}")
+    return results, cache
+
+
+def test_builds_for_other_cpus_agree_with_the_reference(simultaneous_builds):
+    results, _ = simultaneous_builds
+    assert all(result["worst"] < 1e-11 for result, _ in results)
+
+
+def test_two_processes_that_start_at_once_build_once(simultaneous_builds):
+    results, cache = simultaneous_builds
+    assert sum("compiling the selective scan" in errors for _, errors in results) == 1
+    assert len(list(cache.glob("selective_scan_torch*.so"))) == 1
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang++ is not installed")
+def test_clang_compiles_it_too(tmp_path):
+    result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX="clang++"))
+    assert "compiling" in errors
+    assert result["worst"] < 1e-11
+
+
+def test_a_failed_compilation_shows_the_compilers_words(monkeypatch, tmp_path):
+    source = tmp_path / "broken.cpp"
+    source.write_text("#error broken on purpose\n")
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    for backend in ("auto", "cpp"):
+        with pytest.raises(build.CompilationError, match="broken on purpose"):
+            choose_backend("cpu", backend)
+    assert not list(Path(tmp_path).glob("cache/*.so"))
+
+
+@pytest.mark.parametrize("threads", [(2, 1), (1, 2)], ids=["forward", "backward"])
+def test_the_number_of_threads_is_honoured(threads):
+    body = f"""
+x, rows = torch.ones(2, 4, 3, requires_grad=True), torch.ones(4, 1)
+count = lambda: len(os.listdir("/proc/self/task"))
+grown = []
+for forward, backward in ((1, 1), {threads}):
+    before = count()
+    torch.set_num_threads(forward)
+    y = selective_scan(x, x, -rows, rows, rows, backend="cpp")
+    torch.set_num_threads(backward)
+    y.sum().backward()
+    grown.append(count() - before)
+print(json.dumps(grown))
+"""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("threads are counted in /proc, which only Linux has")
+    grown, _ = finish(start(body))
+    assert grown == [0, 1]
+
+
+def test_memory_does_not_grow_with_the_states_of_all_positions():
+    # B D L N float32 numbers are 1 GiB here; inputs and their gradients together are 20 MiB.
+    body = """
+from machine import peak_memory_gib
+B, D, L, N = 4, 512, 256, 512
+u, A = torch.ones(B, D, L), -torch.ones(D, N)
+rows = torch.ones(B, N, L)
+tensors = [x.requires_grad_() for x in (u, u.clone(), A, rows, rows.clone())]
+before = peak_memory_gib()
+selective_scan(*tensors, backend="cpp").sum().backward()
+print(json.dumps(peak_memory_gib() - before))
+"""
+    grown, _ = finish(start(body))
+    assert grown < 0.1
