@@ -106,7 +106,11 @@ def run_slurm(
     if not wait:
         print(f"look at them with squeue --me, or again with --plan or --wait; logs in {folder}")
         return 0
-    return Following(runs, jobs, config).until_finished()
+    try:
+        return Following(runs, jobs, config).until_finished()
+    except KeyboardInterrupt:
+        print("the jobs go on: squeue --me shows them, scancel ends them", flush=True)
+        raise
 
 
 def submit(

@@ -230,6 +230,18 @@ def test_without_wait_the_command_returns_and_the_next_one_submits_nothing_again
     subprocess.run(["scancel", "--me"], check=True)
 
 
+def test_ctrl_c_ends_the_waiting_and_not_the_jobs(tmp_path, slurm):
+    process = walks.start(tmp_path, *slurm("--wait", sbatch={"hold": True}))
+    while "1 pending" not in process.stdout.readline():
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert process.returncode == 130 and "the jobs go on: squeue --me shows them" in out
+    queue = subprocess.run(["squeue", "--noheader"], capture_output=True, check=True, text=True)
+    assert number_of_job(tmp_path).partition("_")[0] in queue.stdout
+    subprocess.run(["scancel", "--me"], check=True)
+
+
 def test_what_sbatch_refuses_is_an_error_in_its_words(tmp_path, slurm):
     done = walks.finish(tmp_path, *slurm(partition="none such"))
     assert done.returncode == 2
