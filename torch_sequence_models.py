@@ -192,7 +192,8 @@ class Training:
         # Adam makes its state at its first step; here already, so that it can be restored.
         for parameter in model.parameters():
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+            steps = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = {"step": steps, **moments}
 
     def update(self, step: int) -> float:
         """One update; returns the loss of the first source's batch."""
@@ -305,7 +306,7 @@ def run_sm_toy_experiment(
         validation = paths[data.num_train :], labels[data.num_train :]
         training = Training(
             maybe_compiled(model, config.compile),
-            torch.optim.Adam(model.parameters(), lr=config.learning_rate),
+            torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
             [(paths, labels, order)],
             toy_loss,
             lambda m: root_mean_square_error(m, *validation, config.eval_batch_size),
@@ -348,7 +349,10 @@ def run_sm_A5_experiment(  # noqa: N802
         training = Training(
             maybe_compiled(model, config.compile),
             torch.optim.AdamW(
-                model.parameters(), lr=settings["learning_rate"], weight_decay=config.weight_decay
+                model.parameters(),
+                lr=settings["learning_rate"],
+                weight_decay=config.weight_decay,
+                fused=True,
             ),
             [(*data, DataOrder(len(data[0]), size, [*seed, tag])) for data, size, tag in sources],
             word_loss,

@@ -42,7 +42,7 @@ def toy_training(config: SSMToyConfig, name: str, depth: int, backend: str) -> T
     order = DataOrder(PATHS, config.batch_size, [0])
     return Training(
         model,
-        torch.optim.Adam(model.parameters(), lr=config.learning_rate),
+        torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
         [(paths, labels, order)],
         toy_loss,
         lambda m: root_mean_square_error(

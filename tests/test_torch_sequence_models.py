@@ -122,7 +122,7 @@ def training(dropout=0.1, seed=0):
         (*words(20, 4), DataOrder(20, 4, [seed, 2])),
         (*words(6, 2), DataOrder(6, 3, [seed, 3])),
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01, fused=True)
     return Training(model, optimizer, sources, word_loss, lambda m: 0.0, (generator, [seed, 4]))
 
 
@@ -130,7 +130,7 @@ def test_a_step_adds_the_gradients_of_both_batches_and_updates_once():
     ours = training(dropout=0.0)
     model = small_a5_model()
     model.load_state_dict(ours.model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01, fused=False)
     for step in range(2):
         ours.update(step)
         optimizer.zero_grad()
