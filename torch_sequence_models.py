@@ -171,6 +171,19 @@ def run_seed(run: Mapping[str, Any]) -> list[int]:
 RUN_NAME = {"model", "input_dim", "nonlinear", "depth", "run", "length"}
 
 
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """A model's parameters for Adam: in one pass over memory, but for complex ones (S4's B and C).
+
+    PyTorch's fused Adam has no complex numbers.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.is_complex() != fused], "fused": fused}
+        for fused in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
+
+
 class Training:
     """A model, its optimizer and its data, as the training loop wants them.
 
@@ -306,7 +319,7 @@ def run_sm_toy_experiment(
         validation = paths[data.num_train :], labels[data.num_train :]
         training = Training(
             maybe_compiled(model, config.compile),
-            torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
+            torch.optim.Adam(parameter_groups(model), lr=config.learning_rate),
             [(paths, labels, order)],
             toy_loss,
             lambda m: root_mean_square_error(m, *validation, config.eval_batch_size),
@@ -349,10 +362,9 @@ def run_sm_A5_experiment(  # noqa: N802
         training = Training(
             maybe_compiled(model, config.compile),
             torch.optim.AdamW(
-                model.parameters(),
+                parameter_groups(model),
                 lr=settings["learning_rate"],
                 weight_decay=config.weight_decay,
-                fused=True,
             ),
             [(*data, DataOrder(len(data[0]), size, [*seed, tag])) for data, size, tag in sources],
             word_loss,

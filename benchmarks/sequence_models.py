@@ -25,7 +25,13 @@ if not __package__:
 from benchmarks.measuring import alternate, medians, rounded
 from experiment_config import CONFIG_FOLDER, SSMToyConfig, load_config
 from machine import available_cores, describe_machine, package_versions, peak_memory_gib
-from torch_sequence_models import Training, root_mean_square_error, toy_loss, toy_model
+from torch_sequence_models import (
+    Training,
+    parameter_groups,
+    root_mean_square_error,
+    toy_loss,
+    toy_model,
+)
 from training_loop import DataOrder
 
 PATHS, LENGTH, EVALUATED = 1000, 100, 1000
@@ -42,7 +48,7 @@ def toy_training(config: SSMToyConfig, name: str, depth: int, backend: str) -> T
     order = DataOrder(PATHS, config.batch_size, [0])
     return Training(
         model,
-        torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
+        torch.optim.Adam(parameter_groups(model), lr=config.learning_rate),
         [(paths, labels, order)],
         toy_loss,
         lambda m: root_mean_square_error(

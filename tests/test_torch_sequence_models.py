@@ -24,6 +24,7 @@ from torch_sequence_models import (
     a5_model,
     accuracy,
     generator_of,
+    parameter_groups,
     root_mean_square_error,
     run_seed,
     toy_model,
@@ -98,6 +99,31 @@ def test_toy_models_give_one_number_a_path(model):
     assert small_toy_model(model=model)(torch.randn(4, 10, 2)).shape == (4, 1)
 
 
+def model_of_each_kind():
+    models = [small_a5_model(model=m) for m in ("RNN", "Transformer", "S4", "Mamba")]
+    return models + [small_toy_model(model=m) for m in ("S4", "Mamba", "S5")]
+
+
+@pytest.mark.parametrize("kind", range(7))
+def test_grouped_parameters_are_updated_as_one_group_without_fusing(kind):
+    ours, plain = (model_of_each_kind()[kind] for _ in range(2))
+    optimizers = [
+        torch.optim.AdamW(parameter_groups(ours), lr=1e-2, weight_decay=0.01),
+        torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01, fused=False),
+    ]
+    for step in range(3):
+        for parameter, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            generator = torch.Generator().manual_seed(step)
+            parameter.grad = torch.randn(
+                parameter.shape, dtype=parameter.dtype, generator=generator
+            )
+            other.grad = parameter.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for parameter, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
 def test_only_the_transformer_knows_positions_by_encoding():
     names = {model: str(small_a5_model(model=model)) for model in ("RNN", "Transformer", "Mamba")}
     assert [model for model, name in names.items() if "PositionalEncoding" in name] == [
@@ -122,7 +148,7 @@ def training(dropout=0.1, seed=0):
         (*words(20, 4), DataOrder(20, 4, [seed, 2])),
         (*words(6, 2), DataOrder(6, 3, [seed, 3])),
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-2, weight_decay=0.01)
     return Training(model, optimizer, sources, word_loss, lambda m: 0.0, (generator, [seed, 4]))
 
 
