@@ -172,7 +172,7 @@ RUN_NAME = {"model", "input_dim", "nonlinear", "depth", "run", "length"}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """A model's parameters for Adam: in one pass over memory, but for complex ones (S4's B and C).
+    """A model's parameters for Adam: in one pass over memory, but for complex ones (S4's, S5's).
 
     PyTorch's fused Adam has no complex numbers.
     """
