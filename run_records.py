@@ -167,6 +167,7 @@ def _hardware(provenance: Mapping) -> str:
         f"device {provenance['device']}" if "device" in provenance else "",
         str(machine.get("cpu", "")),
         f"{machine['cores']} cores" if "cores" in machine else "",
+        f"threads: {provenance['threads']}" if "threads" in provenance else "",
         f"{machine['memory_gib']} GiB" if "memory_gib" in machine else "",
         str(machine.get("platform", "")),
         f"Python {machine['python']}" if "python" in machine else "",

@@ -302,7 +302,7 @@ def run_sm_toy_experiment(
     """
     where = select_device(device)
     backend = announced_backend(config.scan_backend, where)
-    origin = {**provenance(PACKAGES, device_in_words(where)), "scan_backend": backend}
+    origin = origin_of_runs(where, backend)
 
     def do(run: Run) -> str:
         settings = run.config
@@ -339,7 +339,7 @@ def run_sm_A5_experiment(  # noqa: N802
     """
     where = select_device(device)
     backend = announced_backend(config.scan_backend, where)
-    origin = {**provenance(PACKAGES, device_in_words(where)), "scan_backend": backend}
+    origin = origin_of_runs(where, backend)
     symbols, folder = group(config.group), data_dir / A5_FOLDER
     source = {"seed": config.data_seed, "samples": config.samples}
 
@@ -380,6 +380,15 @@ def run_sm_A5_experiment(  # noqa: N802
         return train_run(run, training, schedule, "accuracy", origin)
 
     report_divergence({run.label: do(run) for run in runs})
+
+
+def origin_of_runs(device: torch.device, backend: str) -> dict[str, Any]:
+    """How runs are being made, for their records; the number of threads decides the last bits."""
+    return {
+        **provenance(PACKAGES, device_in_words(device)),
+        "threads": torch.get_num_threads(),
+        "scan_backend": backend,
+    }
 
 
 def announced_backend(name: str, device: torch.device) -> str:

@@ -59,6 +59,12 @@ def test_a_record_says_config_hardware_time_commit_and_date(tmp_path):
     )
 
 
+def test_a_record_that_counts_threads_shows_them(tmp_path):
+    score(tmp_path, 0, provenance=PROVENANCE | {"threads": 1})
+    (group,) = load_provenance(tmp_path).groups
+    assert "2 cores, threads: 1, 8.0 GiB" in group.hardware
+
+
 def test_runs_that_differ_in_config_hardware_or_software_are_kept_apart(tmp_path):
     score(tmp_path, 0)
     score(tmp_path, 1)

@@ -289,3 +289,4 @@ def test_a_toy_run_leaves_the_released_names_and_a_record(tmp_path, write_toy_fi
     record = json.loads((folder / f"steps_{stem}.json").read_text())
     assert record["outcome"] == "finished"
     assert record["provenance"]["scan_backend"] == "reference"
+    assert record["provenance"]["threads"] == torch.get_num_threads()
