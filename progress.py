@@ -21,15 +21,17 @@ class PlainLines(tqdm):
         self.disable = True
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm:
+def progress_bar(description: str, total: int, unit: str, done: int = 0) -> tqdm:
     """A bar over `total` units with rate and remaining time, on standard error.
 
-    Where standard error is no terminal it becomes a plain line every 10 seconds.
+    `done` units are there already and do not count for the rate. Where standard error is no
+    terminal it becomes a plain line every 10 seconds.
     """
     interactive = sys.stderr.isatty()
     return (tqdm if interactive else PlainLines)(
         desc=description,
         total=total,
+        initial=done,
         unit=unit,
         unit_scale=True,
         leave=False,

@@ -121,8 +121,7 @@ def train(
     at_the_end = "finished" if schedule.stop_above is None else "not solved"
     progress = Progress.resume(trainable, checkpoints)
     since = time.monotonic() - progress.seconds
-    with progress_bar(description, schedule.max_steps, "step") as bar:
-        bar.update(progress.step)
+    with progress_bar(description, schedule.max_steps, "step", progress.step) as bar:
         while True:
             progress.seconds = time.monotonic() - since
             if progress.step % schedule.eval_interval == 0 or progress.step == schedule.max_steps:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+import training_loop
 from checkpoints import Checkpoints
+from progress import progress_bar
 from stopping import Stop
 from training_loop import DataOrder, Schedule, train
 
@@ -72,6 +74,22 @@ def test_a_stopped_run_goes_on_to_the_history_of_an_undisturbed_one(tmp_path, st
         whole.metric,
         whole.train_loss,
     )
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_its_own_steps(tmp_path, monkeypatch):
+    bars = []
+
+    def remembered(*arguments):
+        bars.append(progress_bar(*arguments))
+        return bars[-1]
+
+    monkeypatch.setattr(training_loop, "progress_bar", remembered)
+    checkpoints = Checkpoints(tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        train(Walk(stop_at=9), SCHEDULE, checkpoints, "updates")
+    train(Walk(), SCHEDULE, checkpoints, "updates")
+    # tqdm's rate is that of the units from `initial` to `n`.
+    assert [(bar.initial, bar.n) for bar in bars] == [(0, 9), (8, 25)]
 
 
 class Stopped(Walk):
