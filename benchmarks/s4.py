@@ -1,15 +1,15 @@
 """The S4 layer on a CPU: a causal convolution against the two ways to scan it step by step.
 
 Forward and backward of the layer's operation, float32: complex A, B and C constant in time, the
-same step for every position of a channel. In one process, in turn, medians. *usual*: the form of
-mamba-ssm's own fallback for complex A, which discretises all positions into complex (B, D, L, N)
-tensors and then loops over them, differentiated by PyTorch; at a smaller batch and scaled
+same step for every position of a channel. In one process a size, in turn, medians. *usual*: the
+form of mamba-ssm's own fallback for complex A, which discretises all positions into complex (B, D,
+L, N) tensors and then loops over them, differentiated by PyTorch; at a smaller batch and scaled
 linearly, as the result says. *lean*: the reference backend of the selective scan, a loop that
 discretises each position when its turn comes; at a smaller batch too. Also, at the full batch: the
 convolution by FFT in place of the Toeplitz product, its kernel the same, and the C++ scan
 (`s4_mode: scan`). Run it on an otherwise idle machine. The last line is one JSON object.
 
-    python benchmarks/s4.py [--sizes toy a5] [--repeats 5] [--tiny]
+    python benchmarks/s4.py [--sizes toy a5] [--repeats 3] [--tiny]
 """
 
 import math
