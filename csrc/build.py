@@ -96,8 +96,10 @@ def _compile_and_load(library: Path, flags: list[str]) -> None:
             )
         except RuntimeError as error:
             last_lines = "\n".join(str(error).splitlines()[-ERROR_LINES:])
+            openmp = "clang's OpenMP is missing: apt install libomp-dev\n"
             raise CompilationError(
                 f"{SOURCE.name} does not compile here (backend='reference' does without it):\n"
+                + (openmp if "'omp.h' file not found" in last_lines else "")
                 + last_lines
             ) from None
         (Path(folder) / f"{NAME}.so").replace(library)

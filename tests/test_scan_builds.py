@@ -92,21 +92,38 @@ def test_two_processes_that_start_at_once_build_once(simultaneous_builds):
     assert len(list(cache.glob("selective_scan_torch*.so"))) == 1
 
 
-@pytest.mark.skipif(shutil.which("clang++") is None, reason="clang++ is not installed")
-def test_clang_compiles_it_too(tmp_path):
-    result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX="clang++"))
+@pytest.fixture
+def clang():
+    """Its C++ compiler; skipped without it and its OpenMP, `apt install clang libomp-dev`."""
+    if shutil.which("clang++") is None:
+        pytest.skip("clang++ is not installed")
+    command = ["clang++", "-fopenmp", "-fsyntax-only", "-xc++", "-"]
+    if subprocess.run(command, input="#include <omp.h>", capture_output=True, text=True).returncode:
+        pytest.skip("clang++ has no OpenMP")
+    return "clang++"
+
+
+def test_clang_compiles_it_too(tmp_path, clang):
+    result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=clang))
     assert "compiling" in errors
     assert result["worst"] < 1e-11
 
 
-def test_a_failed_compilation_shows_the_compilers_words(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("broken on purpose", "broken on purpose"),
+        ("'omp.h' file not found", "apt install libomp-dev\n(.|\n)*file not found"),
+    ],
+)
+def test_a_failed_compilation_shows_the_compilers_words(monkeypatch, tmp_path, error, shown):
     source = tmp_path / "broken.cpp"
-    source.write_text("#error broken on purpose\n")
+    source.write_text(f"#error {error}\n")
     monkeypatch.setattr(build, "SOURCE", source)
     monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     for backend in ("auto", "cpp"):
-        with pytest.raises(build.CompilationError, match="broken on purpose"):
+        with pytest.raises(build.CompilationError, match=shown):
             choose_backend("cpu", backend)
     assert not list(Path(tmp_path).glob("cache/*.so"))
 
