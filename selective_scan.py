@@ -91,7 +91,7 @@ def _usable(backend: str) -> bool:
     except UnavailableError as error:
         if backend == "cpp":
             warnings.warn(
-                f"{error}. Until then the selective scan is a loop in PyTorch: about 7 times "
+                f"{error}. Until then the selective scan is a loop in PyTorch: about 15 times "
                 "slower, and its memory for training grows with B D L N (gigabytes at the paper's "
                 "sizes).",
                 stacklevel=3,
