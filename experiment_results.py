@@ -23,6 +23,9 @@ Show = Callable[[int, Mapping[str, float]], None]
 UNDER_WAY = "under way"
 # That of a run without files, whose result others have made needless.
 NOT_NEEDED = "not needed"
+# Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
+HORIZON = {"max_steps", "epochs"}
+SCHEDULE = {"eval_interval", *HORIZON}
 
 
 class ResultsError(RuntimeError):
@@ -83,31 +86,65 @@ class RunState:
 
 
 def run_state(run: Run) -> RunState:
-    """Decide from the files alone whether a run is done, missing, or in conflict with its files."""
+    """Decide from the files alone whether a run is done, missing, or in conflict with its files.
+
+    Files of the same training, ended earlier, are no conflict: the run goes further. If it ended
+    by itself, solved or diverged, the run is done, however often it was evaluated.
+    """
     if not all(path.exists() for path in run.files):
-        reason = run.not_needed()
-        return RunState(run, Status.NOT_NEEDED if reason else Status.MISSING, reason)
+        return _still_to_do(run)
     if not run.record.exists():
         reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
         return RunState(run, Status.CONFLICT, reason)
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
         config, digests = dict(record["config"]), dict(record["files"])
-        under_way = record.get("outcome") == UNDER_WAY
+        ended = str(record.get("outcome", ""))
     except (ValueError, KeyError, TypeError):
         return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
-    if config != run.config:
+    if ended == UNDER_WAY and config == run.config:
+        return _still_to_do(run, "under way: its files hold the results so far")
+    by_itself = ended == "solved" or ended.startswith("diverged")
+    usable = config == run.config or (
+        ended != UNDER_WAY
+        and _goes_further(run.config, config)
+        and (by_itself or config.get("eval_interval") == run.config.get("eval_interval"))
+    )
+    if not usable:
         return RunState(
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
-    if under_way:
-        reason = run.not_needed()
-        status = Status.NOT_NEEDED if reason else Status.MISSING
-        return RunState(run, status, reason or "under way: its files hold the results so far")
     for path in run.files:
         if digests.get(path.name) != _sha256(path.read_bytes()):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
-    return RunState(run, Status.DONE)
+    if config == run.config:
+        return RunState(run, Status.DONE)
+    if by_itself:
+        return RunState(run, Status.DONE, f"{ended}, with {_differences(config, run.config)}")
+    differences = _differences(config, run.config)
+    return _still_to_do(run, f"its files end earlier, and stay until it is as far: {differences}")
+
+
+def _still_to_do(run: Run, reason: str = "") -> RunState:
+    not_needed = run.not_needed()
+    status = Status.NOT_NEEDED if not_needed else Status.MISSING
+    return RunState(run, status, not_needed or reason)
+
+
+def _goes_further(config: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a record but for its schedule, and ends no earlier."""
+    if config.keys() != found.keys():
+        return False
+    different = {key for key in config if config[key] != found[key]}
+    return different <= SCHEDULE and all(found[key] < config[key] for key in different & HORIZON)
+
+
+def steps_to_keep(run: Run) -> int:
+    """The last step of files that `run` goes further than; -1 where there are no such files."""
+    record = read_record(run)
+    if record["config"] == run.config or not _goes_further(run.config, record["config"]):
+        return -1
+    return max(record.get("history", {}).get("steps", []), default=-1)
 
 
 def outcome(run: Run) -> str | None:
@@ -172,25 +209,27 @@ def save_not_needed(run: Run, reason: str, provenance: Mapping[str, Any]) -> Non
     """Record why a run was not done, or not gone on with. Raises: OSError, LockLostError."""
     run.context.confirm()
     record = read_record(run)
-    if record.get("config") != run.config:
+    if not _goes_further(run.config, record["config"]):
         record = {"config": run.config, "files": {}, "outcome": NOT_NEEDED}
         record["provenance"] = provenance
     write_together([(run.record, _json_bytes({**record, "not_needed": reason}))])
 
 
 def read_record(run: Run) -> dict[str, Any]:
-    """A run's record as it is now; empty where there is none that can be read."""
+    """A run's record as it is now; of an empty config where there is none that can be read."""
+    nothing = {"config": {}}
     try:
         record = json.loads(run.record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return nothing
+    usable = isinstance(record, dict) and isinstance(record.get("config"), dict)
+    return record if usable else nothing
 
 
 def latest_metric(run: Run) -> str:
     """The last value of a run's metric by its record, in words; empty where there is none."""
     record = read_record(run)
-    if record.get("config") != run.config:
+    if record["config"] != run.config:
         return ""
     if "mse" in record:
         return f"MSE {record['mse']:.4e}"
@@ -226,7 +265,11 @@ def _git(*words: str) -> str:
 
 
 def config_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The keys in which two configs differ, with both values, in words."""
+    """That two configs differ, with the keys and both values, in words."""
+    return f"another config: {_differences(found, wanted)}"
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     keys = sorted(set(found) | set(wanted))
     absent = "nothing"
     parts = [
@@ -234,7 +277,7 @@ def config_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> st
         for key in keys
         if found.get(key, absent) != wanted.get(key, absent)
     ]
-    return "another config: " + ", ".join(parts)
+    return ", ".join(parts)
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

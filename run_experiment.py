@@ -54,8 +54,10 @@ examples:
   python run_experiment.py -m SequenceModel -e toy --launcher local --workers 2
   python run_experiment.py -m SequenceModel -e A5 --launcher slurm --wait
 
-A run whose files are there with the same config is not repeated; files of another config are
-never replaced without --overwrite. Processes that share a results folder never do a run twice.
+A run whose files are there with the same config is not repeated, nor one that was solved, however
+often it was evaluated; with a longer schedule (max_steps, epochs) a run that ended before goes
+further, and its files stay until it is as far. Other files are never replaced without --overwrite.
+Processes that share a results folder never do a run twice.
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR2
 (a checkpoint is saved first).
 """
@@ -312,9 +314,12 @@ def announce(runs: Sequence[Run], to_do: Sequence[Run], results_dir: Path) -> No
     done = len(runs) - len(to_do)
     if done:
         print(
-            f"{done} of {len(runs)} runs are done already in {results_dir}, with this config: not "
-            "repeated (--results-dir DIR runs them afresh elsewhere, --overwrite replaces them)"
+            f"{done} of {len(runs)} runs are done already in {results_dir}: not repeated "
+            "(--results-dir DIR runs them afresh elsewhere, --overwrite replaces them)"
         )
+    for state in map(run_state, runs):
+        if state.reason and state.status in (Status.DONE, Status.MISSING):
+            print(f"{state.run.label}: {state.status}, {state.reason}")
     if to_do:
         print(f"{len(to_do)} runs to do, results in {to_do[0].record.parent}", flush=True)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from checkpoints import Checkpoints, checkpoint_folder
-from experiment_results import UNDER_WAY, Run, save_run
+from experiment_results import UNDER_WAY, Run, save_run, steps_to_keep
 from progress import progress_bar
 from stopping import Stop
 
@@ -154,14 +154,17 @@ def train_run(
 ) -> str:
     """One run of an experiment: train, save the result with its record, print a line.
 
-    After every evaluation the curve so far is saved too, with a record that says `UNDER_WAY`.
+    After every evaluation the curve so far is saved too, with a record that says `UNDER_WAY`; over
+    files of the same training that ended earlier, once it is as long as they are.
     Returns the outcome. Raises: LockLostError, OSError, KeyboardInterrupt.
     """
-    context = run.context
+    context, kept = run.context, steps_to_keep(run)
 
     def save(history: History, outcome: str) -> None:
         arrays = [np.asarray(history.steps), np.asarray(history.metric)]
         context.show(history.steps[-1], history.latest(metric_name))
+        if outcome == UNDER_WAY and history.steps[-1] < kept:
+            return
         save_run(
             run, arrays, {"outcome": outcome, "history": history.named(metric_name)}, provenance
         )

@@ -1,4 +1,4 @@
-"""The committed report is that of the committed results."""
+"""The committed report is that of the committed results, which are in nobody's way."""
 
 import shutil
 import subprocess
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from experiment_config import CONFIG_FOLDER, load_config
+from experiment_results import Status, run_state
 from result_files import REPO_ROOT
+from run_experiment import EXPERIMENTS
 
 
 @pytest.fixture
@@ -32,3 +35,14 @@ def test_the_committed_report_is_what_make_check_writes(committed_results):
     )
     stale = [n for n in names if (committed_results / n).read_bytes() != before[n]]
     assert not stale, f"results/{' and results/'.join(stale)}: stale, run 'make check' and commit"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=map("-".join, EXPERIMENTS))
+def test_the_papers_own_commands_are_not_refused_for_the_committed_results(
+    experiment, committed_results
+):
+    config = load_config(
+        experiment.config_class, CONFIG_FOLDER / experiment.config_file, overrides={}
+    )
+    states = [run_state(run) for run in experiment.plan(config, committed_results)]
+    assert [state.reason for state in states if state.status is Status.CONFLICT] == []

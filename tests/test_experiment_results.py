@@ -24,6 +24,7 @@ from experiment_results import (
     provenance,
     run_state,
     runs_to_do,
+    save_not_needed,
     save_run,
 )
 
@@ -185,6 +186,79 @@ def test_results_of_a_run_under_way_are_there_but_it_is_still_to_do(run):
 def test_results_under_way_of_another_config_are_in_the_way(run):
     save_run(run, [np.ones(2), np.ones(2)], {"outcome": UNDER_WAY}, ORIGIN)
     assert run_state(replace(run, config={"seed": 2})).status is Status.CONFLICT
+
+
+SCHEDULED = {"seed": 1, "max_steps": 100, "eval_interval": 10}
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """Make a run of `SCHEDULED` that ended with an outcome; returns it with another schedule."""
+
+    def make(outcome, **schedule) -> Run:
+        files = (tmp_path / "scheduled" / "steps.npy", tmp_path / "scheduled" / "acc.npy")
+        run = Run("a run", files, SCHEDULED)
+        save_run(run, [np.arange(3)] * 2, {"outcome": outcome, "history": {"steps": [0]}}, ORIGIN)
+        return replace(run, config={**SCHEDULED, **schedule})
+
+    return make
+
+
+LONGER, OFTENER, SHORTER = {"max_steps": 200}, {"eval_interval": 5}, {"max_steps": 50}
+
+
+@pytest.mark.parametrize("ending", ["solved", "diverged: the loss was nan at step 3"])
+@pytest.mark.parametrize("schedule", [LONGER, OFTENER, LONGER | OFTENER])
+def test_a_run_that_ended_by_itself_is_done_under_any_schedule_that_ends_later(
+    ended, ending, schedule
+):
+    run = ended(ending, **schedule)
+    state = run_state(run)
+    assert state.status is Status.DONE
+    assert all(
+        f"{k} {SCHEDULED[k]} where this run has {v}" in state.reason for k, v in schedule.items()
+    )
+    assert outcome(run) == ending
+
+
+@pytest.mark.parametrize("ending", ["finished", "not solved"])
+def test_a_run_whose_files_end_earlier_is_to_be_done(ended, ending):
+    run = ended(ending, **LONGER)
+    state = run_state(run)
+    assert state.status is Status.MISSING
+    assert "max_steps 100 where this run has 200" in state.reason
+    needless = run_state(replace(run, not_needed=lambda: "why"))
+    assert (needless.status, needless.reason) == (Status.NOT_NEEDED, "why")
+
+
+@pytest.mark.parametrize(
+    ("ending", "changes"),
+    [
+        ("finished", SHORTER),
+        ("finished", OFTENER),
+        ("finished", LONGER | OFTENER),
+        ("solved", SHORTER),
+        ("solved", LONGER | {"seed": 2}),
+        ("solved", LONGER | {"stop_accuracy": 0.9}),
+        (UNDER_WAY, LONGER),
+    ],
+)
+def test_files_that_a_longer_schedule_would_not_have_made_are_in_the_way(ended, ending, changes):
+    assert run_state(ended(ending, **changes)).status is Status.CONFLICT
+
+
+@pytest.mark.parametrize("ending", ["finished", "solved"])
+def test_files_that_end_earlier_and_changed_after_their_record_are_in_the_way(ended, ending):
+    run = ended(ending, **LONGER)
+    np.save(run.files[0], np.ones(3))
+    assert run_state(run).status is Status.CONFLICT
+
+
+def test_a_record_of_files_that_end_earlier_is_kept_where_going_on_is_not_needed(ended):
+    run = ended("finished", **LONGER)
+    before = json.loads(run.record.read_text())
+    save_not_needed(run, "why", ORIGIN)
+    assert json.loads(run.record.read_text()) == {**before, "not_needed": "why"}
 
 
 def test_a_missing_run_that_is_not_needed_is_not_to_be_done(run, tmp_path):

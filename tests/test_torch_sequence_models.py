@@ -269,19 +269,21 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, wait_for
     assert not list((killed / "results" / "checkpoints").iterdir())
 
 
-def test_a_toy_run_leaves_the_released_names_and_a_record(tmp_path, write_toy_files, rng):
+def test_a_toy_run_leaves_the_released_names_and_a_record_and_goes_further_when_asked(
+    tmp_path, write_toy_files, rng, capsys
+):
     write_toy_files(
         tmp_path,
         rng.standard_normal((50, 10, 2)).astype(np.float32),
         rng.standard_normal(50).astype(np.float32),
     )
     settings = {**SMALL, "num_paths": 50, "paper_data": "false", "runs": 1, "batch_size": 8}
-    settings |= {"max_steps": 6, "eval_interval": 3, "scan_backend": "reference"}
+    settings |= {"eval_interval": 3, "scan_backend": "reference"}
     command = ["-m", "SequenceModel", "-e", "toy", "-n", "Mamba", "-d", "1", "-i", "2"]
     command += ["--data-dir", str(tmp_path), "--results-dir", str(tmp_path / "results")]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    assert main(command) == 0
+    assert main([*command, "--set", "max_steps=6"]) == 0
     folder = tmp_path / "results" / "outputs_toy"
     stem = "100_Mamba_False_1_0.0001_8_2_run_0"
     steps, rmse = (np.load(folder / f"{kind}_{stem}.npy") for kind in ("steps", "rmse"))
@@ -290,3 +292,10 @@ def test_a_toy_run_leaves_the_released_names_and_a_record(tmp_path, write_toy_fi
     assert record["outcome"] == "finished"
     assert record["provenance"]["scan_backend"] == "reference"
     assert record["provenance"]["threads"] == torch.get_num_threads()
+    assert main([*command, "--set", "max_steps=9"]) == 0
+    assert "its files end earlier, and stay until it is as far: max_steps 6" in (
+        capsys.readouterr().out
+    )
+    further = [np.load(folder / f"{kind}_{stem}.npy") for kind in ("steps", "rmse")]
+    assert further[0].tolist() == [0, 3, 6, 9]
+    assert further[1][:3].tolist() == rmse.tolist()

@@ -5,9 +5,10 @@ import pytest
 
 import training_loop
 from checkpoints import Checkpoints
+from experiment_results import Run, outcome
 from progress import progress_bar
 from stopping import Stop
-from training_loop import DataOrder, Schedule, train
+from training_loop import DataOrder, Schedule, train, train_run
 
 
 class Walk:
@@ -110,6 +111,41 @@ def test_a_wish_to_stop_is_met_after_the_step_with_a_checkpoint(tmp_path):
     assert checkpoints.load().state["step"] == 7
     again, _ = train(Walk(), SCHEDULE, checkpoints, "updates")
     assert (again.metric, again.train_loss) == (whole.metric, whole.train_loss)
+
+
+@pytest.mark.parametrize("stop_at", [5, 15, 27, None])
+def test_a_longer_run_replaces_the_curve_that_is_there_once_it_is_as_long(tmp_path, stop_at):
+    def run_to(max_steps, walk):
+        schedule = Schedule(max_steps, eval_interval=10, checkpoint_interval=4)
+        files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
+        run = Run("a walk", files, {"max_steps": max_steps, "eval_interval": 10})
+        train_run(run, walk, schedule, "updates", {})
+        return run
+
+    def steps():
+        return np.load(tmp_path / "out" / "steps.npy").tolist()
+
+    run_to(20, Walk())
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run_to(40, Walk(stop_at))
+        after = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert steps() == [0, 10, 20]
+        assert (after == before) == (stop_at < 20)
+    run = run_to(40, Walk())
+    assert steps() == [0, 10, 20, 30, 40]
+    assert outcome(run) == "finished"
+
+
+def test_a_longer_run_that_ends_before_the_curve_that_is_there_replaces_it(tmp_path):
+    files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
+    runs = [Run("a walk", files, {"max_steps": n, "eval_interval": 10}) for n in (20, 40)]
+    for run, walk in zip(runs, (Walk(), Explosive()), strict=True):
+        schedule = Schedule(run.config["max_steps"], 10, checkpoint_interval=4)
+        train_run(run, walk, schedule, "updates", {})
+    assert np.load(files[0]).tolist() == [0]
+    assert outcome(runs[1]).startswith("diverged")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
