@@ -6,8 +6,8 @@ form of mamba-ssm's own fallback for complex A, which discretises all positions 
 L, N) tensors and then loops over them, differentiated by PyTorch; at a smaller batch and scaled
 linearly, as the result says. *lean*: the reference backend of the selective scan, a loop that
 discretises each position when its turn comes; at a smaller batch too. Also, at the full batch: the
-convolution by FFT in place of the Toeplitz product, its kernel the same, and the C++ scan
-(`s4_mode: scan`). Run it on an otherwise idle machine. The last line is one JSON object.
+C++ scan (`s4_mode: scan`), and, in turns of their own, the Toeplitz product and the convolution by
+FFT with the same kernel. Run it on an otherwise idle machine. The last line is one JSON object.
 
     python benchmarks/s4.py [--sizes toy a5] [--repeats 3] [--tiny]
 """
@@ -46,6 +46,8 @@ SIZES = {"toy": Size(32, 256, 100, 256, 4, 8), "a5": Size(32, 1024, 20, 64, 4, 3
 TINY_SIZES = {"toy": Size(2, 8, 10, 16, 1, 1), "a5": Size(2, 16, 5, 8, 1, 2)}
 
 Layer = Callable[[Mapping[str, Tensor]], Tensor]
+
+CONVOLUTION_REPEATS = 41
 
 
 def draw_arguments(size: Size) -> dict[str, Tensor]:
@@ -135,17 +137,21 @@ def measure(size: Size, repeats: int) -> dict[str, object]:
         name: partial(gradients, layer, draw_arguments(replace(size, B=batches.get(name, size.B))))
         for name, layer in LAYERS.items()
     }
+    fft_run = runs.pop("fft")
     taken = alternate(runs, repeats)
+    # Apart from the scans, whose freed tensors and page faults weigh more than the difference here.
+    convolutions = alternate({"toeplitz": runs["ours"], "fft": fft_run}, CONVOLUTION_REPEATS)
     whole_batch = {
         name: median * size.B / batches.get(name, size.B) for name, median in medians(taken).items()
     }
-    ours_s = whole_batch["ours"]
+    ours_s, convolution_s = whole_batch["ours"], medians(convolutions)
     return {
         "shape": {"B": size.B, "D": size.D, "L": size.L, "N": size.N},
         **{f"{name}_s": rounded(value) for name, value in whole_batch.items()},
         "speedup": rounded(whole_batch["usual"] / ours_s),
         "lean_speedup": rounded(whole_batch["lean"] / ours_s),
-        "fft_speedup": rounded(whole_batch["fft"] / ours_s),
+        **{f"{name}_alone_s": rounded(value) for name, value in convolution_s.items()},
+        "fft_speedup": rounded(convolution_s["fft"] / convolution_s["toeplitz"]),
         "cpp_scan_speedup": rounded(whole_batch["cpp_scan"] / ours_s),
         "scaled": {name: f"batch {b}, times {size.B / b:g}" for name, b in batches.items()},
         "all_s": {name: [rounded(s) for s in values] for name, values in taken.items()},
