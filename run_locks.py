@@ -24,6 +24,9 @@ HEARTBEAT_S = 20.0
 # Without a heartbeat for so long an owner is dead, where nothing more certain is known of it. Far
 # more than the minute for which NFS clients may keep a file's time in their caches.
 PATIENCE_S = 300.0
+# An owner writes who it is right after it makes the file, so one that has not by then was killed in
+# between. One that was merely slow finds out in `confirm`.
+UNWRITTEN_S = 30.0
 ASK_AGAIN_S = 10.0  # SLURM, about a job
 # The states of `squeue` in which a job has processes, or may have them still.
 ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
@@ -155,7 +158,8 @@ class Lock:
         dead = top.owner.is_dead() if top.owner else None
         if dead is None and top.owner and top.owner.slurm_job:
             dead = self._ask_slurm(top.owner.slurm_job, now)
-        return now - self._seen[1] > self._patience_s if dead is None else dead
+        patience_s = self._patience_s if top.owner else min(self._patience_s, UNWRITTEN_S)
+        return now - self._seen[1] > patience_s if dead is None else dead
 
     def _ask_slurm(self, job: str, now: float) -> bool | None:
         """Whether a job is gone; SLURM is asked once in a while only."""
@@ -174,14 +178,14 @@ class Lock:
 
     def _create(self, number: int) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(number)
+        path, text = self._path(number), json.dumps(asdict(self.owner))
         try:
             file = path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
         try:
             with file:
-                json.dump(asdict(self.owner), file)
+                file.write(text)
         except OSError as error:  # a full disk; an unreadable lock would have to be waited for
             path.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
