@@ -13,13 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import compare_figure_1
-import compare_figure_2
-import html_report
 import plot_A5
 import plot_toy
-from atomic_files import atomic_write
-from comparison import (
+from harness.atomic_files import atomic_write
+from harness.file_names import (
+    LINEAR_CDE,
+    PUBLISHED_RESULTS,
+    REPO_ROOT,
+    configuration_label,
+    load_a5_results,
+    load_toy_results,
+)
+from verdict import figure_1, figure_2, page
+from verdict.provenance import Provenance, RecordGroup, load_provenance
+from verdict.rows import (
     DISAGREES,
     QUESTION,
     VERDICT_RULE,
@@ -28,15 +35,6 @@ from comparison import (
     Row,
     answer,
 )
-from result_files import (
-    LINEAR_CDE,
-    PUBLISHED_RESULTS,
-    REPO_ROOT,
-    configuration_label,
-    load_a5_results,
-    load_toy_results,
-)
-from run_records import Provenance, RecordGroup, load_provenance
 
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
@@ -46,10 +44,10 @@ PICTURES = {
 }
 REPORTS = ("REPORT.md", "report.html")
 RULES = [
-    compare_figure_1.LINEAR_CDE_RULE,
-    compare_figure_1.SEQUENCE_MODEL_RULE,
+    figure_1.LINEAR_CDE_RULE,
+    figure_1.SEQUENCE_MODEL_RULE,
     VERDICT_RULE,
-    compare_figure_2.RULE,
+    figure_2.RULE,
 ]
 DESCRIPTION = """Print the paper's numbers, ours, and whether they agree.
 
@@ -88,7 +86,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
             ["model", *common, *limits, "verdict", "note"],
             [[_name(r), *_numbers(r, ".4f"), *_limits(r), r.verdict, r.note] for r in others],
         ),
-        compare_figure_2.table([row for row in rows if row.figure == 2]),
+        figure_2.table([row for row in rows if row.figure == 2]),
     ]
 
 
@@ -110,7 +108,7 @@ def _limits(row: Row) -> list[str]:
 
 def footnotes(rows: list[Row]) -> list[str]:
     """The rules behind the verdicts, and what explains a difference in these rows."""
-    return RULES + ([compare_figure_1.PRECISION_NOTE] if any(row.precision for row in rows) else [])
+    return RULES + ([figure_1.PRECISION_NOTE] if any(row.precision for row in rows) else [])
 
 
 def as_markdown(rows: list[Row], provenance: Provenance, pictures: Mapping[str, str]) -> str:
@@ -223,12 +221,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nothing to compare: no results in {args.results_dir}", file=sys.stderr)
         return 1
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
-    rows = compare_figure_1.compare(toy, published["figure_1"])
-    rows += compare_figure_2.compare(a5, published["figure_2"])
+    rows = figure_1.compare(toy, published["figure_1"])
+    rows += figure_2.compare(a5, published["figure_2"])
     provenance = load_provenance(args.results_dir)
 
     def html() -> str:
-        return html_report.page(rows, toy, a5, published, provenance)
+        return page.page(rows, toy, a5, published, provenance)
 
     if args.format == "text":
         print_text(rows)

@@ -23,10 +23,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
 from data_dir.datasets import ToyDataset, load_toy_dataset
-from experiment_config import LCDEToyConfig
-from experiment_results import Run, UnavailableError, provenance, save_run
-from progress import progress_bar
-from shared_flows import (
+from experiments.schema import LCDEToyConfig
+from harness.progress import progress_bar
+from harness.records import Run, UnavailableError, provenance, save_run
+from kernels.shared_flows import (
     Flows,
     SharedIncrements,
     compose_by_gather,

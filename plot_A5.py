@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from figures import (
+from harness.file_names import A5_FOLDER, LINEAR_CDE, PUBLISHED_RESULTS, load_a5_results
+from verdict.look import (
     MODEL_STYLES,
     OTHER_SETTINGS,
     OTHER_SETTINGS_LABEL,
@@ -25,8 +26,7 @@ from figures import (
     print_problems,
     save_figure,
 )
-from minimum_blocks import NOT_REACHED, NOT_RUN, UNFINISHED, Cell, Search, search
-from result_files import A5_FOLDER, LINEAR_CDE, PUBLISHED_RESULTS, load_a5_results
+from verdict.minimum_blocks import NOT_REACHED, NOT_RUN, UNFINISHED, Cell, Search, search
 
 OUTPUT_NAME = "A5_plot_shaded_regions.pdf"
 # In the legend's order, each line a little higher than the one before.

@@ -15,18 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from figures import (
-    MODEL_STYLES,
-    OTHER_SETTINGS,
-    OTHER_SETTINGS_LABEL,
-    RC,
-    draw_and_watch,
-    output_path,
-    plot_parser,
-    print_problems,
-    save_figure,
-)
-from result_files import (
+from harness.file_names import (
     PUBLISHED_RESULTS,
     REPO_ROOT,
     TOY_FOLDER,
@@ -39,6 +28,17 @@ from result_files import (
     departures,
     load_array,
     load_toy_results,
+)
+from verdict.look import (
+    MODEL_STYLES,
+    OTHER_SETTINGS,
+    OTHER_SETTINGS_LABEL,
+    RC,
+    draw_and_watch,
+    output_path,
+    plot_parser,
+    print_problems,
+    save_figure,
 )
 
 PANELS = {2: "Area (2D)", 3: "Volume (3D)"}

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from data_dir.data_errors import DataError
-from experiment_config import (
+from experiments.plans import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
+from experiments.schema import (
     CONFIG_FOLDER,
     ROOT,
     ConfigError,
@@ -27,8 +28,9 @@ from experiment_config import (
     parse_value,
     save_config,
 )
-from experiment_plan import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
-from experiment_results import (
+from harness.locks import LockLostError
+from harness.queue import Display, claimed_runs, remove_leftovers
+from harness.records import (
     ResultsError,
     Run,
     Status,
@@ -37,10 +39,8 @@ from experiment_results import (
     run_state,
     runs_to_do,
 )
-from local_launcher import run_local
-from run_locks import LockLostError
-from run_queue import Display, claimed_runs, remove_leftovers
-from stopping import Stop
+from harness.stopping import Stop
+from launchers.local import run_local
 
 EPILOG = """\
 examples:
@@ -98,7 +98,7 @@ EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
         config_class=LCDEA5Config,
         config_file="lcde_a5.yaml",
         plan=plan_lcde_a5,
-        wing="linear_cde_a5",
+        wing="experiments.lcde_a5",
         function="run_lcde_A5_experiment",
         extra="jax",
     ),
@@ -268,7 +268,7 @@ def display_of(folder: Path | None) -> Display:
     """Where values are shown as runs go. Raises: UnavailableError."""
     if folder is None:
         return lambda run: nullcontext(lambda step, values: None)
-    telemetry = import_or_explain("telemetry", "tensorboard", "--tensorboard")
+    telemetry = import_or_explain("harness.telemetry", "tensorboard", "--tensorboard")
     return partial(telemetry.tensorboard, folder.absolute())
 
 
@@ -362,7 +362,7 @@ def launch(
     runs = sorted(to_do, key=lambda run: run.config.get("depth", 0))
     if arguments.launcher == "local":
         return run_local(runs, words, results_dir, arguments.workers, arguments.device)
-    launcher = import_or_explain("slurm_launcher", "slurm", "--launcher slurm")
+    launcher = import_or_explain("launchers.slurm", "slurm", "--launcher slurm")
     path = arguments.slurm_config or CONFIG_FOLDER / "slurm.yaml"
     return launcher.run_slurm(runs, words, results_dir, path, arguments.wait)
 

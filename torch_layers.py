@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from s4_convolution import causal_convolution, s4_kernel
-from selective_scan import selective_scan
+from kernels.s4_convolution import causal_convolution, s4_kernel
+from kernels.selective_scan import selective_scan
 
 STEP_RANGE = (1e-3, 1e-1)
 SMALLEST_STEP = 1e-4

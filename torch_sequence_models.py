@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from csrc.build import CompilationError
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.datasets import load_toy_dataset
 from data_dir.finite_groups import group
-from experiment_config import SSMA5Config, SSMToyConfig
-from experiment_results import Run, UnavailableError, provenance
-from selective_scan import choose_backend
+from experiments.schema import SSMA5Config, SSMToyConfig
+from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from harness.records import Run, UnavailableError, provenance
+from kernels.csrc.build import CompilationError
+from kernels.selective_scan import choose_backend
 from torch_layers import (
     RNN,
     Dropout,
@@ -29,7 +30,6 @@ from torch_layers import (
     linear,
     s5_layer,
 )
-from training_loop import DataOrder, Schedule, report_divergence, train_run
 
 PACKAGES = ("torch", "mamba-ssm", "s5-pytorch", "numpy")
 A5_FOLDER = "illusion"

@@ -18,7 +18,7 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe_machine
+from harness.machine import describe_machine
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 GENERATION_BARS = {"seconds": 30.0, "peak_mib": 2048.0}

@@ -25,10 +25,10 @@ if not __package__:
 
 import yaml
 
-import training_loop
-from checkpoints import Checkpoints
-from experiment_config import CONFIG_FOLDER, ROOT
-from machine import describe_machine, package_versions
+from experiments import training_loop
+from experiments.schema import CONFIG_FOLDER, ROOT
+from harness.checkpoints import Checkpoints
+from harness.machine import describe_machine, package_versions
 from run_experiment import main as run_experiment
 
 # For each case: the config that holds its interval, the flags, the settings, those of --tiny.

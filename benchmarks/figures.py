@@ -20,7 +20,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.released_files import write_released_files
-from machine import describe_machine, package_versions
+from harness.machine import describe_machine, package_versions
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {

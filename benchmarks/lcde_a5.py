@@ -32,11 +32,8 @@ import jax.random as jr
 import numpy as np
 import optax
 
-from allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from data_dir.finite_groups import group
-from experiment_config import CONFIG_FOLDER, LCDEA5Config, load_config
-from linear_cde import LinearCDE, control_path, scan_cde_solve
-from linear_cde_a5 import (
+from experiments.lcde_a5 import (
     PACKAGES,
     A5LinearCDE,
     Batch,
@@ -45,7 +42,10 @@ from linear_cde_a5 import (
     evaluate,
     train_step,
 )
-from machine import describe_machine, package_versions, peak_memory_gib
+from experiments.schema import CONFIG_FOLDER, LCDEA5Config, load_config
+from harness.machine import describe_machine, package_versions, peak_memory_gib
+from kernels.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from linear_cde import LinearCDE, control_path, scan_cde_solve
 
 EVALUATED, PLAIN_EVALUATED, PLAIN_BATCH = 20_000, 1_200, 400
 MEMORY_SEQUENCES = (20_000, 200_000)

@@ -24,7 +24,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_dir.datasets import load_toy_dataset
-from experiment_config import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
+from experiments.schema import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
+from harness.machine import describe_machine, package_versions
 from linear_cde import (
     PACKAGES,
     LinearCDE,
@@ -33,7 +34,6 @@ from linear_cde import (
     run_model_key,
     solver_from_config,
 )
-from machine import describe_machine, package_versions
 
 GROWTH = (25_000, 50_000, 100_000)
 SMALLEST_SUBSET = 4000

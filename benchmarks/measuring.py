@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import torch
 
-from machine import available_cores, describe_machine, package_versions
-from selective_scan import choose_backend
+from harness.machine import available_cores, describe_machine, package_versions
+from kernels.selective_scan import choose_backend
 
 S = TypeVar("S")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from result_files import (
+from harness.file_names import (
     A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,

@@ -26,8 +26,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import alternate, medians, rounded, run_benchmark
-from s4_convolution import causal_convolution, s4_kernel
-from selective_scan import selective_scan
+from kernels.s4_convolution import causal_convolution, s4_kernel
+from kernels.selective_scan import selective_scan
 
 
 @dataclass(frozen=True)

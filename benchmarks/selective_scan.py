@@ -24,9 +24,9 @@ from torch.nn.functional import softplus
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from allocator import keep_freed_memory
 from benchmarks.measuring import alternate, medians, rounded, run_benchmark
-from selective_scan import selective_scan
+from kernels.allocator import keep_freed_memory
+from kernels.selective_scan import selective_scan
 
 
 @dataclass(frozen=True)

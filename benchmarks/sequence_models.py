@@ -23,8 +23,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import alternate, medians, rounded
-from experiment_config import CONFIG_FOLDER, SSMToyConfig, load_config
-from machine import available_cores, describe_machine, package_versions, peak_memory_gib
+from experiments.schema import CONFIG_FOLDER, SSMToyConfig, load_config
+from experiments.training_loop import DataOrder
+from harness.machine import available_cores, describe_machine, package_versions, peak_memory_gib
 from torch_sequence_models import (
     Training,
     parameter_groups,
@@ -32,7 +33,6 @@ from torch_sequence_models import (
     toy_loss,
     toy_model,
 )
-from training_loop import DataOrder
 
 PATHS, LENGTH, EVALUATED = 1000, 100, 1000
 LEAN_BATCH = 4

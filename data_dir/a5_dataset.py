@@ -22,7 +22,7 @@ from data_dir.generate_a5_dataset import (
     csv_name,
     write_dataset,
 )
-from run_locks import Waiting
+from harness.locks import Waiting
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _BLOCK_BYTES = 1 << 20  # small enough for a block's arrays to stay in cache

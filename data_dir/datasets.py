@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from data_dir.data_errors import DataError
 from data_dir.toy_fingerprints import check_fingerprint
-from run_locks import Waiting
+from harness.locks import Waiting
 
 TOY_FOLDER = "toy_data"
 

@@ -17,8 +17,8 @@ import numpy as np
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from atomic_files import atomic_write
 from data_dir.finite_groups import GROUP_NAMES, Group, group
+from harness.atomic_files import atomic_write
 
 HEADER = b"seed,input,target\n"
 DEFAULT_FOLDER = Path(__file__).resolve().with_name("illusion")

@@ -13,9 +13,9 @@ import numpy as np
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from atomic_files import save_array
 from data_dir.data_errors import DataError
 from data_dir.toy_fingerprints import check_fingerprint, load_fingerprints
+from harness.atomic_files import save_array
 
 SEED = 1234
 LABEL_BATCH = 10_000

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from minimum_blocks import Search, search
-from result_files import (
+from harness.file_names import (
     A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
@@ -16,6 +15,7 @@ from result_files import (
     a5_lcde_name,
     load_a5_results,
 )
+from verdict.minimum_blocks import Search, search
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_2"]
 TABLE = PUBLISHED["min_blocks"]

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from experiment_config import CONFIG_FOLDER, LCDEToyConfig, load_config
+from experiments.schema import CONFIG_FOLDER, LCDEToyConfig, load_config
 
 # From here on these modules check every annotated shape and dtype when a function is called.
-CHECKED = ["linear_cde", "shared_flows", "token_cde", "data_dir.datasets"]
+CHECKED = ["linear_cde", "kernels.shared_flows", "kernels.token_cde", "data_dir.datasets"]
 if find_spec("torch"):
     CHECKED += ["torch_layers", "torch_sequence_models"]
 install_import_hook(CHECKED, "beartype.beartype")

@@ -2,7 +2,7 @@
 
 import torch
 
-from selective_scan import selective_scan
+from kernels.selective_scan import selective_scan
 
 LOOPS = ["cpp", "reference"]
 # What A is, and whether B and C follow the input.

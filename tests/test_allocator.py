@@ -14,7 +14,7 @@ KEPT_AFTER_FREEING = """
 import sys
 from pathlib import Path
 import numpy as np
-from allocator import keep_freed_memory
+from kernels.allocator import keep_freed_memory
 
 def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import atomic_files
-from atomic_files import atomic_write, npy_bytes, save_array, write_together
+from harness import atomic_files
+from harness.atomic_files import atomic_write, npy_bytes, save_array, write_together
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints import Checkpoints
-from experiment_results import ResultsError
+from harness.checkpoints import Checkpoints
+from harness.records import ResultsError
 
 CONFIG = {"seed": 1, "length": 5}
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.asarray(7)]
@@ -68,7 +68,7 @@ def test_checkpoints_of_another_config_are_refused_with_the_difference(tmp_path)
 def test_a_failed_save_leaves_the_checkpoints_as_they_were(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path, 1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("atomic_files.os.fsync", full_disk)
+    monkeypatch.setattr("harness.atomic_files.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, ARRAYS, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

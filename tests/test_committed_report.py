@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiment_config import CONFIG_FOLDER, load_config
-from experiment_results import Status, run_state
-from result_files import REPO_ROOT
+from experiments.schema import CONFIG_FOLDER, load_config
+from harness.file_names import REPO_ROOT
+from harness.records import Status, run_state
 from run_experiment import EXPERIMENTS
 
 

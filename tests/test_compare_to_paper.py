@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-import compare_figure_1
-import compare_figure_2
 import compare_to_paper
 from benchmarks.released_files import write_released_files
-from comparison import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
-from result_files import (
+from harness.file_names import (
     A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
@@ -32,6 +29,8 @@ from result_files import (
     toy_rmse_name,
     toy_steps_name,
 )
+from verdict import figure_1, figure_2
+from verdict.rows import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
 FIGURE_1 = PUBLISHED["figure_1"]
@@ -49,7 +48,7 @@ def curve(values, model="Mamba", depth=1, nonlinear=False, input_dim=2, run=0, h
 
 
 def rows_of(results: ToyResults, **wanted) -> list:
-    rows = compare_figure_1.compare(results, FIGURE_1)
+    rows = figure_1.compare(results, FIGURE_1)
     return [row for row in rows if all(getattr(row, k) == v for k, v in wanted.items())]
 
 
@@ -63,7 +62,7 @@ def a5_curve(model=LINEAR_CDE, depth=1, length=3, best=0.95, last=10000, **confi
 
 
 def figure_2_row(*curves, problems=(), **wanted):
-    rows = compare_figure_2.compare(A5Results(list(curves), list(problems)), FIGURE_2)
+    rows = figure_2.compare(A5Results(list(curves), list(problems)), FIGURE_2)
     (row,) = [r for r in rows if all(getattr(r, k) == v for k, v in wanted.items())]
     return row
 
@@ -112,7 +111,7 @@ def test_published_values_are_the_papers():
     assert PAPER_MSE[3][4] == 4.939035e-05
     assert FIGURE_1["predicting_zero"]["rmse"] == {2: 0.11195025, 3: 0.058498096}
     curves = FIGURE_1["sequence_models"]["curves"]
-    assert len({tuple(c[name] for name in compare_figure_1.IDENTITY) for c in curves}) == 18
+    assert len({tuple(c[name] for name in figure_1.IDENTITY) for c in curves}) == 18
     for paper_curve in curves:
         for value in paper_curve["rmse"].values():
             ordered = [value[name] for name in ("min", "mean", "max") if name in value]
@@ -278,7 +277,7 @@ def test_a_configuration_the_paper_lacks_is_listed():
 
 
 def test_without_results_every_published_number_is_listed_as_not_run():
-    rows = compare_figure_1.compare(ToyResults(), FIGURE_1)
+    rows = figure_1.compare(ToyResults(), FIGURE_1)
     assert len(rows) == 2 * 6 + 18
     assert {row.verdict for row in rows} == {NOT_RUN}
     assert all(row.ours is None and row.paper is not None for row in rows)
@@ -367,14 +366,14 @@ def test_bad_arguments_exit_2_with_nothing_on_stdout(tmp_path):
 
 def test_rows_hold_plain_json_types():
     results = ToyResults([score()], [curve({0: 0.2, 990000: 0.02})])
-    rows = compare_figure_1.compare(results, FIGURE_1)
+    rows = figure_1.compare(results, FIGURE_1)
     assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
-    rows = compare_figure_2.compare(A5Results([a5_curve(), a5_curve("LSTM")]), FIGURE_2)
+    rows = figure_2.compare(A5Results([a5_curve(), a5_curve("LSTM")]), FIGURE_2)
     assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
 
 
 def test_figure_2_has_a_row_for_every_model_and_length_of_the_papers_table():
-    rows = compare_figure_2.compare(A5Results(), FIGURE_2)
+    rows = figure_2.compare(A5Results(), FIGURE_2)
     table = FIGURE_2["min_blocks"]
     expected = [
         (model, length, paper)
@@ -441,7 +440,7 @@ def test_the_schedule_is_noted_and_does_not_change_the_verdict_as_the_settings_d
     row = figure_2_row(a5_curve(eval_interval=1000, hidden_dim=8), model=LINEAR_CDE, length=3)
     assert (row.verdict, row.difference) == (NOT_COMPARABLE, None)
     assert row.note == "hidden_dim 8, paper 256; eval_interval 1000, paper 10000"
-    assert "eval_interval" in compare_figure_2.RULE
+    assert "eval_interval" in figure_2.RULE
     failure = a5_curve("S4", 1, 4, best=0.5, last=990000, eval_interval=1000)
     assert figure_2_row(failure, model="S4", length=5).note == ""
 

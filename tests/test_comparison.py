@@ -1,6 +1,6 @@
 import pytest
 
-from comparison import (
+from verdict.rows import (
     AGREES,
     BETTER,
     DISAGREES,

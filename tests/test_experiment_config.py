@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiment_config import (
+from experiments.schema import (
     CONFIG_FOLDER,
     ROOT,
     ConfigError,
@@ -97,7 +97,8 @@ def test_the_default_config_is_the_papers_experiment():
 
 @pytest.mark.parametrize("field", sorted({f for c in CLASSES for f in c.model_fields}))
 def test_every_key_is_used(field):
-    sources = [path for path in ROOT.glob("*.py") if path.name != "experiment_config.py"]
+    folders = (ROOT, ROOT / "experiments", ROOT / "launchers")
+    sources = [p for f in folders for p in f.glob("*.py") if p.name != "schema.py"]
     assert any(re.search(rf"\bconfig\.{field}\b", path.read_text()) for path in sources)
 
 

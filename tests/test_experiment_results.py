@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import atomic_files
-import experiment_results
-from experiment_plan import plan_lcde_toy
-from experiment_results import (
+from experiments.plans import plan_lcde_toy
+from harness import atomic_files, records
+from harness.records import (
     UNDER_WAY,
     ResultsError,
     Run,
@@ -324,7 +323,7 @@ def test_the_origin_names_the_commit_and_whether_files_differ_from_it(tmp_path, 
         command = ["git", *identity, *words]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
 
-    monkeypatch.setattr(experiment_results, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     (tmp_path / "code.py").write_text("1")
     git("init")
     git("add", "code.py")

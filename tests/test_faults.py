@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import walks
-from checkpoints import FORMAT
+from harness.checkpoints import FORMAT
 
 
 @pytest.fixture(scope="module")

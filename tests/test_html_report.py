@@ -14,7 +14,7 @@ import yaml
 
 import plot_toy
 from a5_runs import write_run
-from result_files import (
+from harness.file_names import (
     A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,

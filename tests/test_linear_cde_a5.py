@@ -19,10 +19,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 
-from checkpoints import Checkpoints
 from data_dir.finite_groups import group
-from experiment_config import CONFIG_FOLDER, LCDEA5Config, load_config
-from linear_cde_a5 import (
+from experiments.lcde_a5 import (
     ORDER,
     SHORT_ORDER,
     SPLIT,
@@ -37,8 +35,10 @@ from linear_cde_a5 import (
     states_by_token,
     train_step,
 )
+from experiments.schema import CONFIG_FOLDER, LCDEA5Config, load_config
+from experiments.training_loop import DataOrder, Schedule, train
+from harness.checkpoints import Checkpoints
 from run_experiment import main
-from training_loop import DataOrder, Schedule, train
 
 ROOT = Path(__file__).resolve().parents[1]
 A5 = group("A5")

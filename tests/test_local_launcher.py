@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import walks
-from experiment_config import ROOT
-from local_launcher import gpus, machine_slots
+from experiments.schema import ROOT
+from launchers.local import gpus, machine_slots
 
 LOCAL = ("--launcher", "local", "--workers", "2")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from a5_runs import write_run
-from result_files import LINEAR_CDE, REPO_ROOT, TOY_FOLDER, toy_lcde_name
+from harness.file_names import LINEAR_CDE, REPO_ROOT, TOY_FOLDER, toy_lcde_name
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 

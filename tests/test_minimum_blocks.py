@@ -4,7 +4,7 @@ import pytest
 import plot_A5
 from a5_runs import LENGTHS, PAPER_TABLE, PUBLISHED, curve, failure, found_in, found_of, table_rows
 from benchmarks.released_files import write_a5_files
-from result_files import LINEAR_CDE, A5Curve
+from harness.file_names import LINEAR_CDE, A5Curve
 
 
 @pytest.mark.parametrize("every_depth", [False, True])

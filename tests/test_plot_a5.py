@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-import figures
 import plot_A5
 import plot_toy
 from a5_runs import (
@@ -28,7 +27,8 @@ from a5_runs import (
     write_run,
 )
 from benchmarks.released_files import write_a5_files
-from result_files import LINEAR_CDE, REPO_ROOT
+from harness.file_names import LINEAR_CDE, REPO_ROOT
+from verdict import look
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
@@ -36,7 +36,7 @@ def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-# The figures.
+# The look.
 
 
 def test_the_table_tells_not_reached_from_unfinished_and_not_run():
@@ -113,11 +113,11 @@ def test_the_legend_lies_inside_the_figure_and_above_the_axes(overlay):
 
 def test_a_model_has_one_colour_and_marker_everywhere():
     for (model, depth, nonlinear), style in plot_toy.STYLES.items():
-        assert style["marker"] == figures.MODEL_STYLES[model]["marker"]
+        assert style["marker"] == look.MODEL_STYLES[model]["marker"]
         if (depth, nonlinear) == (2, False):
-            assert style["color"] == figures.MODEL_STYLES[model]["color"]
-    assert figures.MODEL_STYLES[LINEAR_CDE]["color"] == plot_toy.LCDE_COLOR
-    styles = figures.MODEL_STYLES.values()
+            assert style["color"] == look.MODEL_STYLES[model]["color"]
+    assert look.MODEL_STYLES[LINEAR_CDE]["color"] == plot_toy.LCDE_COLOR
+    styles = look.MODEL_STYLES.values()
     assert len({s["marker"] for s in styles}) == len({s["color"] for s in styles}) == 5
 
 
@@ -294,8 +294,8 @@ def test_watch_does_nothing_while_nothing_changes(tmp_path, monkeypatch):
         if len(sleeps) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(figures.time, "sleep", sleep)
-    assert figures.draw_and_watch(draw, tmp_path, 3.0) == 7
+    monkeypatch.setattr(look.time, "sleep", sleep)
+    assert look.draw_and_watch(draw, tmp_path, 3.0) == 7
     assert (codes, sleeps) == ([7], [3.0] * 5)
 
 

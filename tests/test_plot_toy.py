@@ -11,7 +11,7 @@ from matplotlib.collections import PolyCollection
 
 import plot_toy
 from benchmarks.released_files import write_toy_files
-from result_files import (
+from harness.file_names import (
     PUBLISHED_RESULTS,
     REPO_ROOT,
     TOY_FOLDER,

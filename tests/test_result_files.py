@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import result_files
-from result_files import (
+from harness import file_names
+from harness.file_names import (
     A5_FOLDER,
     TOY_FOLDER,
     A5CurveKey,
@@ -36,46 +36,46 @@ def a5_folder(tmp_path: Path) -> Path:
 
 
 def write_a5_lcde(folder: Path, length=3, steps=(0, 10000), accuracies=(0.02, 0.99)) -> list[Path]:
-    paths = [folder / result_files.a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+    paths = [folder / file_names.a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
     np.save(paths[0], np.array(steps))
     np.save(paths[1], np.array(accuracies))
     return paths
 
 
 def write_a5_curve(folder: Path, key: A5CurveKey) -> list[Path]:
-    paths = [folder / result_files.a5_curve_name(**vars(key), kind=k) for k in ("steps", "acc")]
+    paths = [folder / file_names.a5_curve_name(**vars(key), kind=k) for k in ("steps", "acc")]
     np.save(paths[0], np.array((0, 10000)))
     np.save(paths[1], np.array((0.02, 0.95)))
     return paths
 
 
 def write_score(folder: Path, input_dim: int = 2, run: int = 0, mse: float = 4e-8) -> Path:
-    path = folder / result_files.toy_lcde_name(input_dim, run)
+    path = folder / file_names.toy_lcde_name(input_dim, run)
     np.save(path, np.array(mse))
     return path
 
 
 def write_curve(folder: Path, key: ToyCurveKey, steps=(0, 10000), rmse=(0.2, 0.1)) -> None:
-    np.save(folder / result_files.toy_steps_name(key), np.array(steps))
-    np.save(folder / result_files.toy_rmse_name(key), np.array(rmse))
+    np.save(folder / file_names.toy_steps_name(key), np.array(steps))
+    np.save(folder / file_names.toy_rmse_name(key), np.array(rmse))
 
 
 def test_names_are_those_of_the_released_files():
-    assert result_files.toy_lcde_name(2, 0) == "lin_cde_mse_2_run_0.npy"
-    assert result_files.toy_steps_name(KEY) == "steps_100_Mamba_True_2_0.0001_256_3_run_4.npy"
-    assert result_files.toy_rmse_name(KEY) == "rmse_100_Mamba_True_2_0.0001_256_3_run_4.npy"
-    assert result_files.a5_lcde_name(20, "val_accs") == "linear_cde_length_20_val_accs.npy"
-    name = result_files.a5_curve_name("S4", 5, 2, 0.0001, 1024, "acc", 2345)
+    assert file_names.toy_lcde_name(2, 0) == "lin_cde_mse_2_run_0.npy"
+    assert file_names.toy_steps_name(KEY) == "steps_100_Mamba_True_2_0.0001_256_3_run_4.npy"
+    assert file_names.toy_rmse_name(KEY) == "rmse_100_Mamba_True_2_0.0001_256_3_run_4.npy"
+    assert file_names.a5_lcde_name(20, "val_accs") == "linear_cde_length_20_val_accs.npy"
+    name = file_names.a5_curve_name("S4", 5, 2, 0.0001, 1024, "acc", 2345)
     assert name == "S4_5_2_0.0001_1024_acc_run_2345.npy"
-    name = result_files.a5_curve_name(**vars(A5_KEY), kind="acc")
+    name = file_names.a5_curve_name(**vars(A5_KEY), kind="acc")
     assert name == "Transformer_16_4_0.0002_1024_64_acc_run_2345.npy"
 
 
 @pytest.mark.parametrize("key", [KEY, replace(KEY, nonlinear=False, learning_rate=1e-05)])
 def test_a_name_says_what_it_was_made_from(key):
-    assert result_files.parse_toy_curve_name(result_files.toy_steps_name(key)) == ("steps", key)
-    assert result_files.parse_toy_curve_name(result_files.toy_rmse_name(key)) == ("rmse", key)
-    assert result_files.parse_toy_lcde_name(result_files.toy_lcde_name(3, 12)) == (3, 12)
+    assert file_names.parse_toy_curve_name(file_names.toy_steps_name(key)) == ("steps", key)
+    assert file_names.parse_toy_curve_name(file_names.toy_rmse_name(key)) == ("rmse", key)
+    assert file_names.parse_toy_lcde_name(file_names.toy_lcde_name(3, 12)) == (3, 12)
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,16 @@ def test_a_name_says_what_it_was_made_from(key):
 )
 @pytest.mark.parametrize("kind", ["steps", "acc"])
 def test_an_a5_name_says_what_it_was_made_from(key, kind):
-    name = result_files.a5_curve_name(**vars(key), kind=kind)
-    assert result_files.parse_a5_curve_name(name) == (kind, key)
-    assert result_files.parse_a5_lcde_name(name) is None
+    name = file_names.a5_curve_name(**vars(key), kind=kind)
+    assert file_names.parse_a5_curve_name(name) == (kind, key)
+    assert file_names.parse_a5_lcde_name(name) is None
 
 
 def test_an_a5_name_of_the_linear_cde_says_its_length():
     for kind in ("steps", "val_accs"):
-        name = result_files.a5_lcde_name(20, kind)
-        assert result_files.parse_a5_lcde_name(name) == (kind, 20)
-        assert result_files.parse_a5_curve_name(name) is None
+        name = file_names.a5_lcde_name(20, kind)
+        assert file_names.parse_a5_lcde_name(name) == (kind, 20)
+        assert file_names.parse_a5_curve_name(name) is None
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_an_a5_name_of_the_linear_cde_says_its_length():
     ],
 )
 def test_other_names_are_not_taken_for_a5_results(name):
-    assert result_files.parse_a5_curve_name(name) is None
-    assert result_files.parse_a5_lcde_name(name) is None
+    assert file_names.parse_a5_curve_name(name) is None
+    assert file_names.parse_a5_lcde_name(name) is None
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_other_names_are_not_taken_for_a5_results(name):
     ],
 )
 def test_other_names_are_not_taken_for_results(name):
-    assert result_files.parse_toy_curve_name(name) is None
-    assert result_files.parse_toy_lcde_name(name) is None
+    assert file_names.parse_toy_curve_name(name) is None
+    assert file_names.parse_toy_lcde_name(name) is None
 
 
 def test_all_results_of_a_folder_are_found_in_order(tmp_path, folder):
@@ -194,7 +194,7 @@ class WritesAFile:
 def test_reading_a_result_never_runs_code_from_the_file(tmp_path, folder):
     trap = np.empty((), dtype=object)
     trap[()] = WritesAFile(tmp_path / "written")
-    np.save(folder / result_files.toy_lcde_name(2, 0), trap, allow_pickle=True)
+    np.save(folder / file_names.toy_lcde_name(2, 0), trap, allow_pickle=True)
     assert len(load_toy_results(tmp_path).problems) == 1
     assert not (tmp_path / "written").exists()
 
@@ -220,10 +220,10 @@ def test_an_inconsistent_curve_is_named_and_skipped(tmp_path, folder, steps, rms
 
 def test_half_a_curve_is_reported_with_the_name_of_the_missing_half(tmp_path, folder):
     write_curve(folder, KEY)
-    (folder / result_files.toy_steps_name(KEY)).unlink()
+    (folder / file_names.toy_steps_name(KEY)).unlink()
     results = load_toy_results(tmp_path)
     assert results.curves == []
-    missing = folder / result_files.toy_steps_name(KEY)
+    missing = folder / file_names.toy_steps_name(KEY)
     assert [str(problem) for problem in results.problems] == [f"{missing}: is missing"]
 
 
@@ -246,8 +246,8 @@ def test_a_damaged_record_is_named_and_its_result_kept(tmp_path, folder, text):
 
 def test_departures_names_only_settings_that_differ():
     paper = {"hidden_dim": 256, "seed": 2345, "solver": "tsit5"}
-    assert result_files.departures({"hidden_dim": 256, "solver": "tsit5"}, paper) == []
-    assert result_files.departures({"hidden_dim": 8}, paper) == ["hidden_dim 8, paper 256"]
+    assert file_names.departures({"hidden_dim": 256, "solver": "tsit5"}, paper) == []
+    assert file_names.departures({"hidden_dim": 8}, paper) == ["hidden_dim 8, paper 256"]
 
 
 def test_a_missing_folder_is_an_error_and_an_empty_one_is_not(tmp_path):

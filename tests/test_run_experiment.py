@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import atomic_files
 import run_experiment
-from experiment_config import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
-from experiment_plan import plan_lcde_toy
-from experiment_results import save_run
+from experiments.plans import plan_lcde_toy
+from experiments.schema import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
+from harness import atomic_files
+from harness.records import save_run
 from run_experiment import build_parser, main, overrides
 
 SCRIPT = Path(run_experiment.__file__).resolve()

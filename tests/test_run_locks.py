@@ -10,14 +10,14 @@ from threading import Barrier, Thread
 
 import pytest
 
-import run_locks
-from experiment_config import ROOT
-from run_locks import Lock, LockLostError, Owner
+from experiments.schema import ROOT
+from harness import locks
+from harness.locks import Lock, LockLostError, Owner
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from run_locks import Lock
+from harness.locks import Lock
 print(Lock(Path(sys.argv[1]), "run").try_acquire(), flush=True)
 time.sleep(1000)
 """
@@ -156,7 +156,7 @@ def test_an_owner_killed_before_it_wrote_who_it_is_has_the_lock_for_half_a_minut
 
 
 def test_a_held_lock_has_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_locks, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     lock = Lock(tmp_path, "run")
     lock.try_acquire()
     os.utime(tmp_path / "run.1", (0, 0))

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import run_queue
-from checkpoints import Checkpoints, checkpoint_folder
-from experiment_results import NOT_NEEDED, UNDER_WAY, ResultsError, Run, Status, run_state, save_run
-from result_files import load_a5_results
-from run_locks import Lock, LockLostError
-from run_queue import claimed_runs, remove_leftovers, run_lock
-from stopping import Stop
+from harness import queue
+from harness.checkpoints import Checkpoints, checkpoint_folder
+from harness.file_names import load_a5_results
+from harness.locks import Lock, LockLostError
+from harness.queue import claimed_runs, remove_leftovers, run_lock
+from harness.records import NOT_NEEDED, UNDER_WAY, ResultsError, Run, Status, run_state, save_run
+from harness.stopping import Stop
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_others_runs_are_waited_for_and_done_here_only_if_they_were_not_there(ru
             if lock.number:
                 lock.release()
 
-    monkeypatch.setattr(run_queue.time, "sleep", meanwhile)
+    monkeypatch.setattr(queue.time, "sleep", meanwhile)
     with claims(runs, wait=True) as todo:
         assert [run.label for run in todo] == ["run 2", "run 1"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from result_files import A5_FOLDER, TOY_FOLDER, ToyCurveKey, a5_lcde_name, toy_steps_name
-from run_records import NOT_RECORDED, duration, load_provenance
+from harness.file_names import A5_FOLDER, TOY_FOLDER, ToyCurveKey, a5_lcde_name, toy_steps_name
+from verdict.provenance import NOT_RECORDED, duration, load_provenance
 
 MACHINE = {
     "cpu": "A CPU",

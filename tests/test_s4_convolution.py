@@ -8,7 +8,7 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 import scipy.signal
 import torch
 
-from s4_convolution import causal_convolution, s4_kernel
+from kernels.s4_convolution import causal_convolution, s4_kernel
 
 # One factor alone, one position more than a square, less, and a square itself.
 LENGTHS = (1, 2, 7, 9, 10)

@@ -10,10 +10,10 @@ pytest.importorskip("torch", reason="needs the PyTorch environment")
 
 import torch
 
-import selective_scan as module
-from experiment_results import UnavailableError
+from harness.records import UnavailableError
+from kernels import selective_scan as module
+from kernels.selective_scan import choose_backend, selective_scan
 from scan_cases import CASES, draw, largest_relative_difference, scan_with_gradients
-from selective_scan import choose_backend, selective_scan
 
 
 def test_a_cpu_has_the_cpp_and_the_reference():

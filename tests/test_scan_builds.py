@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from experiment_results import ROOT
+from harness.records import ROOT
 
 pytest.importorskip("torch", reason="needs the PyTorch environment")
 
-import selective_scan as module
-from csrc import build
-from selective_scan import choose_backend
+from kernels import selective_scan as module
+from kernels.csrc import build
+from kernels.selective_scan import choose_backend
 
 SCRIPT = """
 import json, os, sys
 import torch
 torch.set_num_threads(2)
-from selective_scan import choose_backend, selective_scan
+from kernels.selective_scan import choose_backend, selective_scan
 choose_backend("cpu", "cpp")
 """
 
@@ -152,7 +152,7 @@ print(json.dumps(grown))
 def test_memory_does_not_grow_with_the_states_of_all_positions():
     # B D L N float32 numbers are 1 GiB here; inputs and their gradients together are 20 MiB.
     body = """
-from machine import peak_memory_gib
+from harness.machine import peak_memory_gib
 B, D, L, N = 4, 512, 256, 512
 u, A = torch.ones(B, D, L), -torch.ones(D, N)
 rows = torch.ones(B, N, L)

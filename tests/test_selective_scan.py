@@ -9,6 +9,7 @@ pytest.importorskip("torch", reason="needs the PyTorch environment")
 
 import torch
 
+from kernels.selective_scan import _state_rows, choose_backend, selective_scan
 from scan_cases import (
     CASES,
     LOOPS,
@@ -18,7 +19,6 @@ from scan_cases import (
     scan_with_gradients,
     tensors_of,
 )
-from selective_scan import _state_rows, choose_backend, selective_scan
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-import shared_flows
-from shared_flows import Flows, compose_by_gather, compose_by_group, find_shared_increments
+from kernels import shared_flows
+from kernels.shared_flows import Flows, compose_by_gather, compose_by_group, find_shared_increments
 
 H = 16
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import walks
-from experiment_config import CONFIG_FOLDER, ROOT
+from experiments.schema import CONFIG_FOLDER, ROOT
 
 pytest.importorskip("submitit", reason="needs '.[slurm]'")
 
@@ -110,7 +110,7 @@ def test_a_slurm_that_does_not_answer_is_named_before_anything_is_submitted(
 
 
 def test_launching_imports_no_framework():
-    code = "import sys, slurm_launcher; print({'torch', 'jax'} & set(sys.modules))"
+    code = "import launchers.slurm, sys; print({'torch', 'jax'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -14,7 +14,8 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 
 import torch
 
-from experiment_config import CONFIG_FOLDER, SSMA5Config, SSMToyConfig, load_config
+from experiments.schema import CONFIG_FOLDER, SSMA5Config, SSMToyConfig, load_config
+from experiments.training_loop import DataOrder
 from run_experiment import main
 from torch_layers import Dropout
 from torch_sequence_models import (
@@ -30,7 +31,6 @@ from torch_sequence_models import (
     toy_model,
     word_loss,
 )
-from training_loop import DataOrder
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_RUN = {"seed": 1, "model": "Mamba", "depth": 2, "nonlinear": True, "input_dim": 2, "run": 0}

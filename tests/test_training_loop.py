@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-import training_loop
-from checkpoints import Checkpoints
-from experiment_results import Run, outcome
-from progress import progress_bar
-from stopping import Stop
-from training_loop import DataOrder, Schedule, train, train_run
+from experiments import training_loop
+from experiments.training_loop import DataOrder, Schedule, train, train_run
+from harness.checkpoints import Checkpoints
+from harness.progress import progress_bar
+from harness.records import Run, outcome
+from harness.stopping import Stop
 
 
 class Walk:

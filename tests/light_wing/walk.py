@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from data_dir.data_errors import DataError
-from experiment_results import provenance
-from training_loop import Schedule, report_divergence, train_run
+from experiments.training_loop import Schedule, report_divergence, train_run
+from harness.records import provenance
 
 STEP_S = 0.002
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from experiment_results import UnavailableError
+from harness.records import UnavailableError
 
 SOURCE = Path(__file__).with_name("selective_scan.cpp")
 NAME = "selective_scan"

@@ -21,10 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from atomic_files import atomic_write
 from data_dir.finite_groups import GROUP_NAMES
+from harness.atomic_files import atomic_write
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG_FOLDER = ROOT / "experiment_configs"
 # Below a results folder: what launchers keep, their logs and the configs that their runs have.
 LOGS_FOLDER = "logs"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from result_files import (
+from harness.file_names import (
     A5_FOLDER,
     TOY_FOLDER,
     configuration_label,

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from checkpoints import Checkpoints, checkpoint_folder
-from experiment_results import UNDER_WAY, Run, save_run, steps_to_keep
-from progress import progress_bar
-from stopping import Stop
+from harness.checkpoints import Checkpoints, checkpoint_folder
+from harness.progress import progress_bar
+from harness.records import UNDER_WAY, Run, save_run, steps_to_keep
+from harness.stopping import Stop
 
 
 class Trainable(Protocol):

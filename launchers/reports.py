@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiment_results import Run, Status, latest_metric, outcome, run_state
+from harness.records import Run, Status, latest_metric, outcome, run_state
 
 LOG_LINES = 15
 

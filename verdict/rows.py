@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from result_files import Problem
+from harness.file_names import Problem
 
 AGREES = "agrees"
 DISAGREES = "disagrees"

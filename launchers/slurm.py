@@ -22,12 +22,12 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
-from atomic_files import atomic_write
-from experiment_config import LOGS_FOLDER, ROOT, SlurmConfig, load_config
-from experiment_results import Run, UnavailableError, latest_metric
-from run_queue import run_lock
-from run_reports import divergence, is_finished, print_failure, result_in_words
-from stopping import STOPPED
+from experiments.schema import LOGS_FOLDER, ROOT, SlurmConfig, load_config
+from harness.atomic_files import atomic_write
+from harness.queue import run_lock
+from harness.records import Run, UnavailableError, latest_metric
+from harness.stopping import STOPPED
+from launchers.reports import divergence, is_finished, print_failure, result_in_words
 
 PREEMPTED = signal.SIGUSR2  # submitit's signal
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}

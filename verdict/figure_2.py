@@ -3,9 +3,7 @@
 from collections import defaultdict
 from dataclasses import replace
 
-from comparison import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, Row
-from minimum_blocks import NOT_REACHED, Cell, in_figure_2, search
-from result_files import (
+from harness.file_names import (
     LINEAR_CDE,
     A5Results,
     Problem,
@@ -13,6 +11,8 @@ from result_files import (
     parse_a5_curve_name,
     parse_a5_lcde_name,
 )
+from verdict.minimum_blocks import NOT_REACHED, Cell, in_figure_2, search
+from verdict.rows import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, Row
 
 QUANTITY = "minimum blocks"
 RULE = (

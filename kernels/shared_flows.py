@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from threadpoolctl import threadpool_limits
 
-from machine import available_cores
+from harness.machine import available_cores
 
 FLOW_MEMORY_LIMIT = 2 * 2**30
 # Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each

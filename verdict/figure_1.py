@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from comparison import (
+from harness.file_names import (
+    LINEAR_CDE,
+    ToyResults,
+    departures,
+    parse_toy_curve_name,
+    parse_toy_lcde_name,
+)
+from verdict.rows import (
     AGREES,
     BETTER,
     MEAN,
@@ -14,13 +21,6 @@ from comparison import (
     WORSE,
     Row,
     defects,
-)
-from result_files import (
-    LINEAR_CDE,
-    ToyResults,
-    departures,
-    parse_toy_curve_name,
-    parse_toy_lcde_name,
 )
 
 MSE_TOLERANCE = 0.05

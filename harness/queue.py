@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from atomic_files import remove_temporaries
-from checkpoints import Checkpoints, checkpoint_folder
-from experiment_results import (
+from harness.atomic_files import remove_temporaries
+from harness.checkpoints import Checkpoints, checkpoint_folder
+from harness.locks import Lock
+from harness.records import (
     ResultsError,
     Run,
     RunContext,
@@ -17,8 +18,7 @@ from experiment_results import (
     run_state,
     save_not_needed,
 )
-from run_locks import Lock
-from stopping import Stop
+from harness.stopping import Stop
 
 POLL_S = 2.0
 Display = Callable[[Run], AbstractContextManager[Show]]

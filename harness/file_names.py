@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-REPO_ROOT = Path(__file__).resolve().parent
-PUBLISHED_RESULTS = REPO_ROOT / "published_results.yaml"
+REPO_ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED_RESULTS = REPO_ROOT / "verdict" / "published_results.yaml"
 TOY_FOLDER = "outputs_toy"
 A5_FOLDER = "outputs_A5"
 

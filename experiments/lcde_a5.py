@@ -21,16 +21,16 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from threadpoolctl import threadpool_limits
 
-from allocator import keep_freed_memory
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.finite_groups import group
-from experiment_config import LCDEA5Config
-from experiment_results import Run, provenance
+from experiments.schema import LCDEA5Config
+from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from harness.machine import available_cores
+from harness.records import Run, provenance
+from kernels.allocator import keep_freed_memory
+from kernels.shared_flows import Flows, states_in_order
+from kernels.token_cde import TokenCDE
 from linear_cde import control_path, scan_cde_solve, select_device
-from machine import available_cores
-from shared_flows import Flows, states_in_order
-from token_cde import TokenCDE
-from training_loop import DataOrder, Schedule, report_divergence, train_run
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 DATA_FOLDER = "illusion"

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from atomic_files import write_together
-from experiment_results import ResultsError, Run, config_difference
+from harness.atomic_files import write_together
+from harness.records import ResultsError, Run, config_difference
 
 KEPT = 2
 # Counted up when a checkpoint's files come to mean something else.

@@ -7,12 +7,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-import compare_figure_1
-import compare_figure_2
-import figures
 import plot_A5
 import plot_toy
-from comparison import (
+from harness.file_names import LINEAR_CDE, A5Results, Problem, ToyResults, configuration_label
+from verdict import figure_1, figure_2, look
+from verdict.minimum_blocks import search
+from verdict.provenance import Provenance, RecordGroup
+from verdict.rows import (
     DISAGREES,
     MEAN,
     NOT_RUN,
@@ -23,9 +24,6 @@ from comparison import (
     answer,
     count_verdicts,
 )
-from minimum_blocks import search
-from result_files import LINEAR_CDE, A5Results, Problem, ToyResults, configuration_label
-from run_records import Provenance, RecordGroup
 
 STYLE_SHEET = Path(__file__).with_name("report.css")
 PAPER = (
@@ -36,11 +34,11 @@ PAPER = (
 ALWAYS_COUNTED = (DISAGREES, WORSE)  # that there are none is news
 ABSENT = "–"
 RULES = {
-    "linear-cde": compare_figure_1.LINEAR_CDE_RULE,
-    "sequence-models": compare_figure_1.SEQUENCE_MODEL_RULE,
-    "blocks": compare_figure_2.RULE,
+    "linear-cde": figure_1.LINEAR_CDE_RULE,
+    "sequence-models": figure_1.SEQUENCE_MODEL_RULE,
+    "blocks": figure_2.RULE,
     "verdicts": VERDICT_RULE,
-    "precision": compare_figure_1.PRECISION_NOTE,
+    "precision": figure_1.PRECISION_NOTE,
 }
 
 
@@ -166,7 +164,7 @@ def _figure_1(results: ToyResults, published: dict) -> str:
         caption += f" Not run: {'; '.join(missing)}."
     # Not from the data: the page must be the same in a clone, which has none.
     zero = published["predicting_zero"]["rmse"]
-    with matplotlib.rc_context(figures.RC):
+    with matplotlib.rc_context(look.RC):
         figure = plot_toy.draw_figure(results, lines, zero, published, overlay=True)
         return _picture(figure, "figure1", "Figure 1", caption)
 
@@ -194,13 +192,13 @@ def _figure_2(results: A5Results, published: dict) -> str:
     if all(cell.blocks is None for cell in found.cells.values()):
         return '<p class="caption">No run solves a length, so there is no line to draw.</p>'
     caption = "Fewest blocks that solve each sequence length. Thin and dashed: the paper's."
-    with matplotlib.rc_context(figures.RC):
+    with matplotlib.rc_context(look.RC):
         figure = plot_A5.draw_figure(found, published["min_blocks"])
         return _picture(figure, "figure2", "Figure 2", caption)
 
 
 def _picture(figure: Figure, name: str, title: str, caption: str) -> str:
-    svg = figures.svg(figure, name, f"{title}. {caption}")
+    svg = look.svg(figure, name, f"{title}. {caption}")
     return f"""<figure id="{name}">
 <div class="picture">
 {svg}
@@ -284,7 +282,7 @@ def _change(row: Row) -> str:
 def _record(accuracy: float | dict[str, float] | None, step: int | None) -> str:
     if accuracy is None:
         return ABSENT
-    return f"{compare_figure_2.accuracy_text(accuracy)}<small>step {step:,}</small>"
+    return f"{figure_2.accuracy_text(accuracy)}<small>step {step:,}</small>"
 
 
 def _verdict(row: Row) -> str:

@@ -8,7 +8,7 @@ are no failures: they leave a range of possible numbers.
 from collections import defaultdict
 from dataclasses import dataclass
 
-from result_files import LINEAR_CDE, A5Curve, A5Results, configuration_label, departures
+from harness.file_names import LINEAR_CDE, A5Curve, A5Results, configuration_label, departures
 
 NOT_REACHED = "not reached"
 UNFINISHED = "unfinished"

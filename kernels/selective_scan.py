@@ -19,8 +19,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
-from csrc.build import load_operators
-from experiment_results import UnavailableError
+from harness.records import UnavailableError
+from kernels.csrc.build import load_operators
 
 BACKENDS = ("auto", "mamba_ssm", "cpp", "reference")
 MAMBA_INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"

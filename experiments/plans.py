@@ -5,9 +5,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiment_config import LCDEA5Config, LCDEToyConfig, SSMA5Config, SSMToyConfig
-from experiment_results import Run, outcome
-from result_files import (
+from experiments.schema import LCDEA5Config, LCDEToyConfig, SSMA5Config, SSMToyConfig
+from harness.file_names import (
     A5_FOLDER,
     TOY_FOLDER,
     ToyCurveKey,
@@ -18,6 +17,7 @@ from result_files import (
     toy_rmse_name,
     toy_steps_name,
 )
+from harness.records import Run, outcome
 
 
 def plan_lcde_toy(config: LCDEToyConfig, results_dir: Path) -> list[Run]:

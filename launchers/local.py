@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiment_config import LOGS_FOLDER, ROOT
-from experiment_results import Run, latest_metric
-from machine import available_cores
-from run_locks import Lock
-from run_queue import run_lock
-from run_reports import is_finished, print_failure, result_in_words
-from stopping import STOPPED
+from experiments.schema import LOGS_FOLDER, ROOT
+from harness.locks import Lock
+from harness.machine import available_cores
+from harness.queue import run_lock
+from harness.records import Run, latest_metric
+from harness.stopping import STOPPED
+from launchers.reports import is_finished, print_failure, result_in_words
 
 POLL_S = 0.5
 STATUS_INTERVAL_S = 60.0

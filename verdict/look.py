@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from atomic_files import atomic_write
-from result_files import REPO_ROOT, Problem
+from harness.atomic_files import atomic_write
+from harness.file_names import REPO_ROOT, Problem
 
 # Okabe and Ito's palette: the same hue and marker for a model in every figure.
 MODEL_STYLES = {

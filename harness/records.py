@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from atomic_files import npy_bytes, write_together
-from machine import describe_machine, package_versions
-from stopping import Stop
+from harness.atomic_files import npy_bytes, write_together
+from harness.machine import describe_machine, package_versions
+from harness.stopping import Stop
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 Show = Callable[[int, Mapping[str, float]], None]
 # The outcome in the record of a run that has results so far, but is not done.
 UNDER_WAY = "under way"

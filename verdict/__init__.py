@@ -1,0 +1,4 @@
+"""Our numbers beside the paper's: what was published, the rules, the figures, the page.
+
+All of it reads result files and their records alone. What makes results does not belong here.
+"""
