@@ -19,11 +19,11 @@ from harness.atomic_files import atomic_write
 from harness.file_names import (
     LINEAR_CDE,
     PUBLISHED_RESULTS,
-    REPO_ROOT,
     configuration_label,
     load_a5_results,
     load_toy_results,
 )
+from harness.paths import RESULTS_DIR
 from verdict import figure_1, figure_2, page
 from verdict.provenance import Provenance, RecordGroup, load_provenance
 from verdict.rows import (
@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results-dir",
         type=Path,
-        default=REPO_ROOT / "results",
+        default=RESULTS_DIR,
         help="folder that holds outputs_toy/ and outputs_A5/ (default: results in the repository)",
     )
     parser.add_argument(

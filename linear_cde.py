@@ -24,8 +24,9 @@ from sklearn.linear_model import LinearRegression
 
 from data_dir.datasets import ToyDataset, load_toy_dataset
 from experiments.schema import LCDEToyConfig
+from harness.errors import UnavailableError
 from harness.progress import progress_bar
-from harness.records import Run, UnavailableError, provenance, save_run
+from harness.records import Run, provenance, save_run
 from kernels.shared_flows import (
     Flows,
     SharedIncrements,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from harness.file_names import A5_FOLDER, LINEAR_CDE, PUBLISHED_RESULTS, load_a5_results
+from harness.file_names import LINEAR_CDE, PUBLISHED_RESULTS, load_a5_results
+from harness.paths import A5_RESULTS
 from verdict.look import (
     MODEL_STYLES,
     OTHER_SETTINGS,
@@ -223,7 +224,7 @@ def _curves_legend(found: Search, colors: dict, solved_above: float) -> dict[str
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     description = "Draw Figure 2 from whatever result files exist."
-    parser = plot_parser(description, EXAMPLES, A5_FOLDER, OUTPUT_NAME)
+    parser = plot_parser(description, EXAMPLES, A5_RESULTS, OUTPUT_NAME)
     parser.add_argument(
         "--table", action="store_true", help="print the minimum numbers of blocks as markdown"
     )
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_2"]
     return draw_and_watch(
         lambda: _draw_once(parser, args, output, published),
-        args.results_dir / A5_FOLDER,
+        args.results_dir / A5_RESULTS,
         args.watch,
     )
 

@@ -15,12 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from harness.errors import ResultFileError
 from harness.file_names import (
     PUBLISHED_RESULTS,
-    REPO_ROOT,
-    TOY_FOLDER,
     Problem,
-    ResultFileError,
     ToyCurve,
     ToyResults,
     ToyScore,
@@ -29,6 +27,7 @@ from harness.file_names import (
     load_array,
     load_toy_results,
 )
+from harness.paths import DATA_DIR, TOY_DATA, TOY_RESULTS
 from verdict.look import (
     MODEL_STYLES,
     OTHER_SETTINGS,
@@ -169,7 +168,7 @@ def predicting_zero(data_dir: Path, stored: dict[int, float], problems: list[Pro
     """RMS of the validation labels by input dimension: from the data, else the stored figure."""
     rms = {}
     for input_dim in PANELS:
-        path = data_dir / "toy_data" / f"labels_{input_dim}.npy"
+        path = data_dir / TOY_DATA / f"labels_{input_dim}.npy"
         rms[input_dim] = stored[input_dim]
         if path.exists():
             try:
@@ -312,11 +311,11 @@ def _add_legend(figure: Figure) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     description = "Draw Figure 1 from whatever result files exist."
-    parser = plot_parser(description, EXAMPLES, TOY_FOLDER, OUTPUT_NAME)
+    parser = plot_parser(description, EXAMPLES, TOY_RESULTS, OUTPUT_NAME)
     parser.add_argument(
         "--data-dir",
         type=Path,
-        default=REPO_ROOT / "data_dir",
+        default=DATA_DIR,
         help="folder that holds toy_data/, for the height of 'predicting zero'",
     )
     parser.add_argument(
@@ -333,7 +332,7 @@ def main(argv: list[str] | None = None) -> int:
     published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_1"]
     return draw_and_watch(
         lambda: _draw_once(parser, args, output, published),
-        args.results_dir / TOY_FOLDER,
+        args.results_dir / TOY_RESULTS,
         args.watch,
     )
 

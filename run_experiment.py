@@ -12,12 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from data_dir.data_errors import DataError
 from experiments.plans import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
 from experiments.schema import (
-    CONFIG_FOLDER,
-    ROOT,
-    ConfigError,
     ExperimentConfig,
     LCDEA5Config,
     LCDEToyConfig,
@@ -28,17 +24,10 @@ from experiments.schema import (
     parse_value,
     save_config,
 )
-from harness.locks import LockLostError
+from harness.errors import ConfigError, DataError, LockLostError, ResultsError, UnavailableError
+from harness.paths import CONFIG_FOLDER, DATA_DIR, ROOT
 from harness.queue import Display, claimed_runs, remove_leftovers
-from harness.records import (
-    ResultsError,
-    Run,
-    Status,
-    UnavailableError,
-    check_writable,
-    run_state,
-    runs_to_do,
-)
+from harness.records import Run, Status, check_writable, run_state, runs_to_do
 from harness.stopping import Stop
 from launchers.local import run_local
 
@@ -161,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--config", type=Path, metavar="CONFIG.yaml", help="default: the paper's"
     )
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data_dir", metavar="DIR")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, metavar="DIR")
     parser.add_argument("--results-dir", type=Path, metavar="DIR", help="default: the config's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(

@@ -17,8 +17,9 @@ from data_dir.datasets import load_toy_dataset
 from data_dir.finite_groups import group
 from experiments.schema import SSMA5Config, SSMToyConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
-from harness.records import Run, UnavailableError, provenance
-from kernels.csrc.build import CompilationError
+from harness.errors import CompilationError, UnavailableError
+from harness.paths import WORD_DATA
+from harness.records import Run, provenance
 from kernels.selective_scan import choose_backend
 from torch_layers import (
     RNN,
@@ -32,7 +33,6 @@ from torch_layers import (
 )
 
 PACKAGES = ("torch", "mamba-ssm", "s5-pytorch", "numpy")
-A5_FOLDER = "illusion"
 # What a run draws, after its seed and what names it. Never 0: NumPy pads short seeds with zeros.
 SPLIT, ORDER, SHORT_ORDER, PARAMETERS, DROPOUT = 1, 2, 3, 4, 5
 
@@ -340,7 +340,7 @@ def run_sm_A5_experiment(  # noqa: N802
     where = select_device(device)
     backend = announced_backend(config.scan_backend, where)
     origin = origin_of_runs(where, backend)
-    symbols, folder = group(config.group), data_dir / A5_FOLDER
+    symbols, folder = group(config.group), data_dir / WORD_DATA
     source = {"seed": config.data_seed, "samples": config.samples}
 
     def on_device(rows: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:

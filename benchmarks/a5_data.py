@@ -19,8 +19,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.machine import describe_machine
+from harness.paths import ROOT
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
 GENERATION_BARS = {"seconds": 30.0, "peak_mib": 2048.0}
 _LOAD = """
 import sys
@@ -38,7 +38,7 @@ def measure(command: list[str]) -> dict[str, float]:
         RuntimeError: the command failed.
     """
     start = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(REPO_ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, *command], stdout=sys.stderr, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1_000_000)
     arguments = parser.parse_args()
     length, samples = str(arguments.length), str(arguments.samples)
-    script = str(REPO_ROOT / "data_dir" / "generate_a5_dataset.py")
+    script = str(ROOT / "data_dir" / "generate_a5_dataset.py")
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"A5={length}.csv"

@@ -26,9 +26,9 @@ if not __package__:
 import yaml
 
 from experiments import training_loop
-from experiments.schema import CONFIG_FOLDER, ROOT
 from harness.checkpoints import Checkpoints
 from harness.machine import describe_machine, package_versions
+from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main as run_experiment
 
 # For each case: the config that holds its interval, the flags, the settings, those of --tiny.

@@ -21,8 +21,8 @@ if not __package__:
 
 from benchmarks.released_files import write_released_files
 from harness.machine import describe_machine, package_versions
+from harness.paths import ROOT
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "figure_1": ["plot_toy.py"],
     "figure_2": ["plot_A5.py"],
@@ -48,7 +48,7 @@ def measure(repeats: int) -> dict:
         for _ in range(repeats):
             imports.append(seconds([sys.executable, "-c", "import matplotlib.figure"]))
             for name, (script, *options) in SCRIPTS.items():
-                command = [sys.executable, str(REPO_ROOT / script), *options, *common]
+                command = [sys.executable, str(ROOT / script), *options, *common]
                 times[name].append(seconds(command))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {

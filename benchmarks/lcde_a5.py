@@ -42,8 +42,9 @@ from experiments.lcde_a5 import (
     evaluate,
     train_step,
 )
-from experiments.schema import CONFIG_FOLDER, LCDEA5Config, load_config
+from experiments.schema import LCDEA5Config, load_config
 from harness.machine import describe_machine, package_versions, peak_memory_gib
+from harness.paths import CONFIG_FOLDER
 from kernels.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from linear_cde import LinearCDE, control_path, scan_cde_solve
 

@@ -24,8 +24,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_dir.datasets import load_toy_dataset
-from experiments.schema import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
+from experiments.schema import LCDEToyConfig, load_config
 from harness.machine import describe_machine, package_versions
+from harness.paths import CONFIG_FOLDER, DATA_DIR
 from linear_cde import (
     PACKAGES,
     LinearCDE,
@@ -50,7 +51,7 @@ def measure(input_dim: int, repeats: int, subset: int) -> dict[str, object]:
     """All figures of one input dimension."""
     config = load_config(LCDEToyConfig, CONFIG_FOLDER / "lcde_toy.yaml", {})
     paths = load_toy_dataset(
-        ROOT / "data_dir",
+        DATA_DIR,
         input_dim,
         num_paths=config.num_paths,
         train_fraction=config.train_fraction,

@@ -10,10 +10,8 @@ import numpy as np
 import yaml
 
 from harness.file_names import (
-    A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
-    TOY_FOLDER,
     ToyCurveKey,
     a5_curve_name,
     a5_lcde_name,
@@ -21,6 +19,7 @@ from harness.file_names import (
     toy_rmse_name,
     toy_steps_name,
 )
+from harness.paths import A5_RESULTS, TOY_RESULTS
 
 RECORD_INTERVAL = 10_000  # steps
 CHANCE = 1 / 60  # accuracy of guessing on A5
@@ -52,7 +51,7 @@ def write_toy_files(results_dir: Path, published: dict) -> list[Path]:
         for run, rmse in enumerate(_five_runs(steps, curve["rmse"])):
             key = ToyCurveKey(*identity, learning_rate=rate, hidden_dim=width, run=run)
             arrays |= {toy_steps_name(key): steps, toy_rmse_name(key): rmse}
-    return _save(results_dir / TOY_FOLDER, arrays)
+    return _save(results_dir / TOY_RESULTS, arrays)
 
 
 def _five_runs(steps: np.ndarray, values: dict[int, dict[str, float]]) -> np.ndarray:
@@ -86,7 +85,7 @@ def write_a5_files(results_dir: Path, published: dict, every_depth: bool = False
         rising = np.linspace(CHANCE, 0.9 * accuracy, len(steps) - 1)
         names = _a5_names(published, model, depth, length)
         arrays |= dict(zip(names, (steps, np.r_[rising, accuracy]), strict=True))
-    return _save(results_dir / A5_FOLDER, arrays)
+    return _save(results_dir / A5_RESULTS, arrays)
 
 
 def _searched(published: dict, every_depth: bool) -> list[tuple[str, int, int, bool]]:

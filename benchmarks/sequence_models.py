@@ -23,9 +23,10 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import alternate, medians, rounded
-from experiments.schema import CONFIG_FOLDER, SSMToyConfig, load_config
+from experiments.schema import SSMToyConfig, load_config
 from experiments.training_loop import DataOrder
 from harness.machine import available_cores, describe_machine, package_versions, peak_memory_gib
+from harness.paths import CONFIG_FOLDER
 from torch_sequence_models import (
     Training,
     parameter_groups,

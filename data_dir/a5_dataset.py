@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_dir.data_errors import DataError
 from data_dir.finite_groups import Group
 from data_dir.generate_a5_dataset import (
     DEFAULT_SAMPLES,
@@ -22,6 +21,7 @@ from data_dir.generate_a5_dataset import (
     csv_name,
     write_dataset,
 )
+from harness.errors import DataError
 from harness.locks import Waiting
 
 Arrays = tuple[np.ndarray, np.ndarray]

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from data_dir.data_errors import DataError
 from data_dir.toy_fingerprints import check_fingerprint
+from harness.errors import DataError
 from harness.locks import Waiting
-
-TOY_FOLDER = "toy_data"
+from harness.paths import TOY_DATA
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def load_toy_dataset(
     Raises: DataError, naming the file and what is wrong; ModuleNotFoundError, when data are to be
     made and JAX is not installed.
     """
-    folder = data_dir / TOY_FOLDER
+    folder = data_dir / TOY_DATA
     paths_file, labels_file = folder / f"data_{input_dim}.npy", folder / f"labels_{input_dim}.npy"
     if not (paths_file.exists() and labels_file.exists()):
         with Waiting(folder, f".{paths_file.name}.lock"):  # another process may be making them

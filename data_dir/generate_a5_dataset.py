@@ -19,9 +19,9 @@ if not __package__:
 
 from data_dir.finite_groups import GROUP_NAMES, Group, group
 from harness.atomic_files import atomic_write
+from harness.paths import DATA_DIR, WORD_DATA
 
 HEADER = b"seed,input,target\n"
-DEFAULT_FOLDER = Path(__file__).resolve().with_name("illusion")
 DEFAULT_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20)
 DEFAULT_SAMPLES = 1_000_000
 DEFAULT_SEED = 946607  # gives A5=2.csv the digest of the published file
@@ -148,7 +148,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=DEFAULT_SEED, help=seed_help)
     add("--group", default="A5", help=f"{', '.join(GROUP_NAMES)} (default: %(default)s)")
     output_help = "folder of the files (default: data_dir/illusion of this repository)"
-    add("--output", type=Path, default=DEFAULT_FOLDER, metavar="DIR", help=output_help)
+    add("--output", type=Path, default=DATA_DIR / WORD_DATA, metavar="DIR", help=output_help)
     add("--overwrite", action="store_true", help="replace existing files")
     return parser
 

@@ -13,13 +13,13 @@ import numpy as np
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_dir.data_errors import DataError
 from data_dir.toy_fingerprints import check_fingerprint, load_fingerprints
 from harness.atomic_files import save_array
+from harness.errors import DataError
+from harness.paths import DATA_DIR, TOY_DATA
 
 SEED = 1234
 LABEL_BATCH = 10_000
-DEFAULT_FOLDER = Path(__file__).resolve().with_name("toy_data")
 
 
 def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Make the toy data of Figure 1, bit-identical to the paper's.",
         epilog="example: python data_dir/generate_toy_dataset.py --output data_dir/toy_data",
     )
-    parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=DATA_DIR / TOY_DATA, metavar="DIR")
     parser.add_argument("--input-dims", type=int, nargs="+", choices=[2, 3], default=[2, 3])
     arguments = parser.parse_args(argv)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data_dir.data_errors import DataError
+from harness.errors import DataError
 
 FINGERPRINTS = Path(__file__).resolve().with_name("toy_fingerprints.yaml")
 

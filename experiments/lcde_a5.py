@@ -26,6 +26,7 @@ from data_dir.finite_groups import group
 from experiments.schema import LCDEA5Config
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.machine import available_cores
+from harness.paths import WORD_DATA
 from harness.records import Run, provenance
 from kernels.allocator import keep_freed_memory
 from kernels.shared_flows import Flows, states_in_order
@@ -33,7 +34,6 @@ from kernels.token_cde import TokenCDE
 from linear_cde import control_path, scan_cde_solve, select_device
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
-DATA_FOLDER = "illusion"
 # What a run draws with NumPy, after seed and length. Never 0: NumPy pads short seeds with zeros.
 SPLIT, ORDER, SHORT_ORDER = 1, 2, 3
 
@@ -271,7 +271,7 @@ def run_lcde_A5_experiment(  # noqa: N802
     """
     keep_freed_memory()
     origin = provenance(PACKAGES, select_device(device))
-    folder = data_dir / DATA_FOLDER
+    folder = data_dir / WORD_DATA
     report_divergence({run.label: train_length(config, run, folder, origin) for run in runs})
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from experiments.schema import LCDEA5Config, LCDEToyConfig, SSMA5Config, SSMToyConfig
 from harness.file_names import (
-    A5_FOLDER,
-    TOY_FOLDER,
     ToyCurveKey,
     a5_curve_name,
     a5_lcde_name,
@@ -17,6 +15,7 @@ from harness.file_names import (
     toy_rmse_name,
     toy_steps_name,
 )
+from harness.paths import A5_RESULTS, TOY_RESULTS
 from harness.records import Run, outcome
 
 
@@ -25,7 +24,7 @@ def plan_lcde_toy(config: LCDEToyConfig, results_dir: Path) -> list[Run]:
     return [
         Run(
             label=f"{input_dim}D run {run}",
-            files=(results_dir / TOY_FOLDER / toy_lcde_name(input_dim, run),),
+            files=(results_dir / TOY_RESULTS / toy_lcde_name(input_dim, run),),
             config={**config.identity(), "input_dim": input_dim, "run": run},
         )
         for input_dim in config.input_dims
@@ -35,7 +34,7 @@ def plan_lcde_toy(config: LCDEToyConfig, results_dir: Path) -> list[Run]:
 
 def plan_lcde_a5(config: LCDEA5Config, results_dir: Path) -> list[Run]:
     """One run for each sequence length."""
-    folder = results_dir / A5_FOLDER
+    folder = results_dir / A5_RESULTS
     return [
         Run(
             label=f"{config.group} length {length}",
@@ -49,7 +48,7 @@ def plan_lcde_a5(config: LCDEA5Config, results_dir: Path) -> list[Run]:
 def plan_ssm_toy(config: SSMToyConfig, results_dir: Path) -> list[Run]:
     """One run for each path dimension, model, configuration of blocks and run number."""
     return [
-        _toy_run(config, results_dir / TOY_FOLDER, input_dim, model, depth, nonlinear, run)
+        _toy_run(config, results_dir / TOY_RESULTS, input_dim, model, depth, nonlinear, run)
         for input_dim in config.input_dims
         for model in config.models
         for depth, nonlinear in _toy_configurations(config)
@@ -98,7 +97,7 @@ def plan_ssm_a5(config: SSMA5Config, results_dir: Path) -> list[Run]:
     With `search`, a run is not needed once fewer blocks have solved its length, or its number of
     blocks has failed at a shorter one.
     """
-    folder = results_dir / A5_FOLDER
+    folder = results_dir / A5_RESULTS
     runs = [
         _a5_run(config, folder, model, length, depth)
         for model in config.models

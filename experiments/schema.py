@@ -23,19 +23,12 @@ from pydantic import (
 
 from data_dir.finite_groups import GROUP_NAMES
 from harness.atomic_files import atomic_write
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG_FOLDER = ROOT / "experiment_configs"
-# Below a results folder: what launchers keep, their logs and the configs that their runs have.
-LOGS_FOLDER = "logs"
+from harness.errors import ConfigError
+from harness.paths import CONFIG_FOLDER, LOGS
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class ConfigError(ValueError):
-    """A command line or config that cannot be used; the message names file, key and values."""
 
 
 class ExperimentConfig(BaseModel):
@@ -305,7 +298,7 @@ def save_config(config: ExperimentConfig, results_dir: Path) -> Path:
     """
     text = yaml.safe_dump(config.model_dump(), sort_keys=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = results_dir / LOGS_FOLDER / f"config_{digest}.yaml"
+    path = results_dir / LOGS / f"config_{digest}.yaml"
     with atomic_write(path, "w") as file:
         file.write(text)
     return path

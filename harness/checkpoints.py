@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from harness.atomic_files import write_together
-from harness.records import ResultsError, Run, config_difference
+from harness.errors import ResultsError
+from harness.paths import CHECKPOINTS
+from harness.records import Run, config_difference
 
 KEPT = 2
 # Counted up when a checkpoint's files come to mean something else.
@@ -22,7 +24,7 @@ FORMAT = 2
 
 def checkpoint_folder(run: Run) -> Path:
     """Where a run's checkpoints are: beside the folder of its results."""
-    return run.record.parents[1] / "checkpoints" / run.record.stem
+    return run.record.parents[1] / CHECKPOINTS / run.record.stem
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED_RESULTS = REPO_ROOT / "verdict" / "published_results.yaml"
-TOY_FOLDER = "outputs_toy"
-A5_FOLDER = "outputs_A5"
+from harness.errors import ResultFileError
+from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
+
+PUBLISHED_RESULTS = ROOT / "verdict" / "published_results.yaml"
 
 _TOY_LCDE_PATTERN = re.compile(r"lin_cde_mse_(?P<input_dim>\d+)_run_(?P<run>\d+)\.npy")
 _TOY_CURVE_PATTERN = re.compile(
@@ -29,10 +29,6 @@ _A5_CURVE_PATTERN = re.compile(
 )
 
 LINEAR_CDE = "Linear CDE"
-
-
-class ResultFileError(ValueError):
-    """A result file exists but its content cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -278,13 +274,13 @@ def load_toy_results(results_dir: Path) -> ToyResults:
     """
     results = ToyResults()
     curve_keys = set()
-    for path in _npy_files(results_dir, TOY_FOLDER):
+    for path in _npy_files(results_dir, TOY_RESULTS):
         if parse_toy_lcde_name(path.name):
             _add_score(results, path)
         elif parsed := parse_toy_curve_name(path.name):
             curve_keys.add(parsed[1])
     for key in sorted(curve_keys):
-        paths = [results_dir / TOY_FOLDER / name(key) for name in (toy_steps_name, toy_rmse_name)]
+        paths = [results_dir / TOY_RESULTS / name(key) for name in (toy_steps_name, toy_rmse_name)]
         if curve := _load_curve(*paths, _rmse_defect, results.problems):
             config = _load_config(paths[0].with_suffix(".json"), results.problems)
             results.curves.append(ToyCurve(key, *curve, config))
@@ -296,7 +292,7 @@ def load_a5_results(results_dir: Path) -> A5Results:
     """Load every A5 result under `results_dir`/outputs_A5; errors as `load_toy_results`."""
     results = A5Results()
     lengths, keys = set(), set()
-    for path in _npy_files(results_dir, A5_FOLDER):
+    for path in _npy_files(results_dir, A5_RESULTS):
         if lcde := parse_a5_lcde_name(path.name):
             lengths.add(lcde[1])
         elif parsed := parse_a5_curve_name(path.name):
@@ -336,7 +332,7 @@ def _add_a5_curve(
     results: A5Results, results_dir: Path, names: list[str], cell: tuple, config: dict
 ) -> None:
     """Load one run; `names` are its two files, `cell` its model, length and depth."""
-    paths = [results_dir / A5_FOLDER / name for name in names]
+    paths = [results_dir / A5_RESULTS / name for name in names]
     if curve := _load_curve(*paths, _accuracy_defect, results.problems):
         record = _load_config(paths[0].with_suffix(".json"), results.problems)
         results.curves.append(A5Curve(*cell, {**record, **config}, *curve))

@@ -20,6 +20,8 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
+from harness.errors import LockLostError
+
 HEARTBEAT_S = 20.0
 # Without a heartbeat for so long an owner is dead, where nothing more certain is known of it. Far
 # more than the minute for which NFS clients may keep a file's time in their caches.
@@ -30,10 +32,6 @@ UNWRITTEN_S = 30.0
 ASK_AGAIN_S = 10.0  # SLURM, about a job
 # The states of `squeue` in which a job has processes, or may have them still.
 ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
-
-
-class LockLostError(RuntimeError):
-    """Another process took the lock over: what was done under it must not be saved."""
 
 
 @dataclass(frozen=True)

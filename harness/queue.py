@@ -7,17 +7,10 @@ from dataclasses import replace
 
 from harness.atomic_files import remove_temporaries
 from harness.checkpoints import Checkpoints, checkpoint_folder
+from harness.errors import ResultsError
 from harness.locks import Lock
-from harness.records import (
-    ResultsError,
-    Run,
-    RunContext,
-    Show,
-    Status,
-    provenance,
-    run_state,
-    save_not_needed,
-)
+from harness.paths import LOCKS
+from harness.records import Run, RunContext, Show, Status, provenance, run_state, save_not_needed
 from harness.stopping import Stop
 
 POLL_S = 2.0
@@ -26,7 +19,7 @@ Display = Callable[[Run], AbstractContextManager[Show]]
 
 def run_lock(run: Run) -> Lock:
     """The lock of a run, in a folder beside that of its results."""
-    return Lock(run.record.parents[1] / "locks", run.record.stem)
+    return Lock(run.record.parents[1] / LOCKS, run.record.stem)
 
 
 def claimed_runs(

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from harness.atomic_files import npy_bytes, write_together
+from harness.errors import ResultsError
 from harness.machine import describe_machine, package_versions
+from harness.paths import ROOT
 from harness.stopping import Stop
 
-ROOT = Path(__file__).resolve().parents[1]
 Show = Callable[[int, Mapping[str, float]], None]
 # The outcome in the record of a run that has results so far, but is not done.
 UNDER_WAY = "under way"
@@ -26,14 +27,6 @@ NOT_NEEDED = "not needed"
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
 HORIZON = {"max_steps", "epochs"}
 SCHEDULE = {"eval_interval", *HORIZON}
-
-
-class ResultsError(RuntimeError):
-    """Results that cannot be written, or that would replace others; the message names the files."""
-
-
-class UnavailableError(RuntimeError):
-    """A device or library that was asked for is not there; the message says how to get it."""
 
 
 class Status(StrEnum):

@@ -19,7 +19,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
-from harness.records import UnavailableError
+from harness.errors import UnavailableError
 from kernels.csrc.build import load_operators
 
 BACKENDS = ("auto", "mamba_ssm", "cpp", "reference")

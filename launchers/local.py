@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.schema import LOGS_FOLDER, ROOT
 from harness.locks import Lock
 from harness.machine import available_cores
+from harness.paths import LOGS, ROOT
 from harness.queue import run_lock
 from harness.records import Run, latest_metric
 from harness.stopping import STOPPED
@@ -63,7 +63,7 @@ def run_local(
     KeyboardInterrupt, once the workers have saved checkpoints and ended.
     """
     slots = machine_slots(workers, [] if device == "cpu" else gpus())
-    folder = results_dir / LOGS_FOLDER
+    folder = results_dir / LOGS
     tasks = [Task(run, run_lock(run), folder / f"{run.record.stem}.log") for run in runs]
     share = f"{len(slots[0].cores)} cores each" if slots[0].cores else "cores not bound"
     print(f"{len(slots)} workers, {share}, logs in {folder}", flush=True)

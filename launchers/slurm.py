@@ -22,10 +22,12 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
-from experiments.schema import LOGS_FOLDER, ROOT, SlurmConfig, load_config
+from experiments.schema import SlurmConfig, load_config
 from harness.atomic_files import atomic_write
+from harness.errors import UnavailableError
+from harness.paths import LOGS, ROOT
 from harness.queue import run_lock
-from harness.records import Run, UnavailableError, latest_metric
+from harness.records import Run, latest_metric
 from harness.stopping import STOPPED
 from launchers.reports import divergence, is_finished, print_failure, result_in_words
 
@@ -91,7 +93,7 @@ def run_slurm(
             f"--launcher slurm: {', '.join(missing)} not found; run it where SLURM's commands are, "
             "such as a cluster's login node, or use --launcher local"
         )
-    folder = results_dir / LOGS_FOLDER / "slurm"
+    folder = results_dir / LOGS / "slurm"
     queue = read_queue()
     if queue is None:
         raise UnavailableError("--launcher slurm: squeue does not answer; see what `squeue` says")

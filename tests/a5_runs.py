@@ -6,7 +6,6 @@ import numpy as np
 import yaml
 
 from harness.file_names import (
-    A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
     A5Curve,
@@ -15,6 +14,7 @@ from harness.file_names import (
     a5_lcde_name,
     load_a5_results,
 )
+from harness.paths import A5_RESULTS
 from verdict.minimum_blocks import Search, search
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_2"]
@@ -41,7 +41,7 @@ def names(model: str, depth: int, length: int, **changes) -> list[str]:
 
 
 def write_run(results_dir, model, depth, length, steps=(0, 10000), accs=(0.02, 0.95), **changes):
-    folder = results_dir / A5_FOLDER
+    folder = results_dir / A5_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in names(model, depth, length, **changes)]
     np.save(paths[0], np.array(steps))

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from experiments.schema import CONFIG_FOLDER, LCDEToyConfig, load_config
+from experiments.schema import LCDEToyConfig, load_config
+from harness.paths import CONFIG_FOLDER
 
 # From here on these modules check every annotated shape and dtype when a function is called.
 CHECKED = ["linear_cde", "kernels.shared_flows", "kernels.token_cde", "data_dir.datasets"]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from data_dir import a5_dataset, generate_a5_dataset
 from data_dir.a5_dataset import load_word_problem, read_csv, split
-from data_dir.data_errors import DataError
 from data_dir.finite_groups import group
 from data_dir.generate_a5_dataset import distinct_sequences, main, make_sequences, write_dataset
+from harness.errors import DataError
 
 SCRIPT = Path(generate_a5_dataset.__file__).resolve()
 A5 = group("A5")

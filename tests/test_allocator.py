@@ -3,11 +3,10 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness.paths import ROOT
 
 # Another process: the setting holds until a process ends.
 KEPT_AFTER_FREEING = """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.checkpoints import Checkpoints
-from harness.records import ResultsError
+from harness.errors import ResultsError
 
 CONFIG = {"seed": 1, "length": 5}
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.asarray(7)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.schema import CONFIG_FOLDER, load_config
-from harness.file_names import REPO_ROOT
+from experiments.schema import load_config
+from harness.paths import CONFIG_FOLDER, ROOT
 from harness.records import Status, run_state
 from run_experiment import EXPERIMENTS
 
@@ -16,20 +16,20 @@ from run_experiment import EXPERIMENTS
 @pytest.fixture
 def committed_results(tmp_path) -> Path:
     """A copy of the results that git has, as they are in the working tree."""
-    if not (REPO_ROOT / ".git").exists() or shutil.which("git") is None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("needs a git clone, which says what is committed")
     command = ["git", "ls-files", "-z", "results"]
-    listed = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPO_ROOT / name, tmp_path / name)
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path / "results"
 
 
 def test_the_committed_report_is_what_make_check_writes(committed_results):
     names = ("REPORT.md", "report.html")
     before = {name: (committed_results / name).read_bytes() for name in names}
-    command = [sys.executable, REPO_ROOT / "compare_to_paper.py", "--report"]
+    command = [sys.executable, ROOT / "compare_to_paper.py", "--report"]
     subprocess.run(
         [*command, "--results-dir", committed_results], cwd="/", capture_output=True, check=True
     )

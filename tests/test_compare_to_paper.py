@@ -11,11 +11,8 @@ import yaml
 import compare_to_paper
 from benchmarks.released_files import write_released_files
 from harness.file_names import (
-    A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
-    REPO_ROOT,
-    TOY_FOLDER,
     A5Curve,
     A5Results,
     Problem,
@@ -29,6 +26,7 @@ from harness.file_names import (
     toy_rmse_name,
     toy_steps_name,
 )
+from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
 from verdict import figure_1, figure_2
 from verdict.rows import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
 
@@ -68,7 +66,7 @@ def figure_2_row(*curves, problems=(), **wanted):
 
 
 def write_a5_lcde(results_dir: Path, length=3, best=0.99, last=10000, config=None) -> Path:
-    folder = results_dir / A5_FOLDER
+    folder = results_dir / A5_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     steps, accuracies = (folder / a5_lcde_name(length, kind) for kind in ("steps", "val_accs"))
     np.save(steps, np.array([0, last]))
@@ -79,7 +77,7 @@ def write_a5_lcde(results_dir: Path, length=3, best=0.99, last=10000, config=Non
 
 
 def write_results(results_dir: Path, results: ToyResults) -> Path:
-    folder = results_dir / TOY_FOLDER
+    folder = results_dir / TOY_RESULTS
     folder.mkdir(parents=True)
     for s in results.scores:
         np.save(folder / toy_lcde_name(s.input_dim, s.run), np.array(s.mse))
@@ -291,7 +289,7 @@ def test_the_released_files_agree_with_every_published_number(tmp_path):
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPO_ROOT / "compare_to_paper.py", *arguments]
+    command = [sys.executable, ROOT / "compare_to_paper.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

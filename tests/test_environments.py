@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +9,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness.paths import ROOT
+
 CONDA_FILES = {"environment-jax.yml": ["jax"], "environment-torch.yml": ["torch"]}
 
 

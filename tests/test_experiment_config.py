@@ -7,9 +7,6 @@ import pytest
 import yaml
 
 from experiments.schema import (
-    CONFIG_FOLDER,
-    ROOT,
-    ConfigError,
     ExperimentConfig,
     LCDEToyConfig,
     SlurmConfig,
@@ -17,6 +14,8 @@ from experiments.schema import (
     parse_setting,
     save_config,
 )
+from harness.errors import ConfigError
+from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import EXPERIMENTS
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.yaml"))

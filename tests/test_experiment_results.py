@@ -13,9 +13,9 @@ import pytest
 
 from experiments.plans import plan_lcde_toy
 from harness import atomic_files, records
+from harness.errors import ResultsError
 from harness.records import (
     UNDER_WAY,
-    ResultsError,
     Run,
     Status,
     check_writable,

@@ -15,16 +15,14 @@ import yaml
 import plot_toy
 from a5_runs import write_run
 from harness.file_names import (
-    A5_FOLDER,
     LINEAR_CDE,
     PUBLISHED_RESULTS,
-    REPO_ROOT,
-    TOY_FOLDER,
     ToyCurveKey,
     toy_lcde_name,
     toy_rmse_name,
     toy_steps_name,
 )
+from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -73,7 +71,7 @@ def write_linear_cde(folder: Path, input_dim: int, run: int, factor: float) -> N
 def results(tmp_path_factory) -> Path:
     """Results with every kind of verdict, their longest texts and a file that is skipped."""
     results_dir = tmp_path_factory.mktemp("results")
-    folder = results_dir / TOY_FOLDER
+    folder = results_dir / TOY_RESULTS
     folder.mkdir()
     for run, factor in enumerate((0.6, 1.0, 1.5)):
         write_linear_cde(folder, 2, run, factor)
@@ -87,12 +85,12 @@ def results(tmp_path_factory) -> Path:
     steps, _ = write_run(results_dir, "Mamba", 1, 3)
     config = {"dropout": 0.5, "eval_interval": 1000, "state_dim": "<b>64</b>"}
     steps.with_suffix(".json").write_text(json.dumps({"config": config}))
-    (results_dir / A5_FOLDER / "linear_cde_length_4_steps.npy").write_bytes(b"")
+    (results_dir / A5_RESULTS / "linear_cde_length_4_steps.npy").write_bytes(b"")
     return results_dir
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPO_ROOT / "compare_to_paper.py", *arguments]
+    command = [sys.executable, ROOT / "compare_to_paper.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,12 +34,12 @@ from experiments.lcde_a5 import (
     states_by_token,
     train_step,
 )
-from experiments.schema import CONFIG_FOLDER, LCDEA5Config, load_config
+from experiments.schema import LCDEA5Config, load_config
 from experiments.training_loop import DataOrder, Schedule, train
 from harness.checkpoints import Checkpoints
+from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main
 
-ROOT = Path(__file__).resolve().parents[1]
 A5 = group("A5")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import walks
-from experiments.schema import ROOT
+from harness.paths import ROOT
 from launchers.local import gpus, machine_slots
 
 LOCAL = ("--launcher", "local", "--workers", "2")

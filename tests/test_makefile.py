@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from a5_runs import write_run
-from harness.file_names import LINEAR_CDE, REPO_ROOT, TOY_FOLDER, toy_lcde_name
+from harness.file_names import LINEAR_CDE, toy_lcde_name
+from harness.paths import ROOT, TOY_RESULTS
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -17,12 +18,12 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 def make(target: str, results_dir: Path, *options) -> subprocess.CompletedProcess:
     installed = ["-o", ".venv/plots.installed", f"BIN={Path(sys.executable).parent}"]
     command = ["make", target, *installed, f"RESULTS={results_dir}", *options]
-    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def write_toy(results_dir: Path) -> None:
-    (results_dir / TOY_FOLDER).mkdir()
-    np.save(results_dir / TOY_FOLDER / toy_lcde_name(2, 0), np.array(4e-8))
+    (results_dir / TOY_RESULTS).mkdir()
+    np.save(results_dir / TOY_RESULTS / toy_lcde_name(2, 0), np.array(4e-8))
 
 
 def test_figures_and_check_make_all_from_the_results_there_are(tmp_path):
@@ -62,5 +63,5 @@ def test_without_results_make_fails_with_a_message_and_writes_nothing(tmp_path, 
 def test_both_take_the_committed_results_where_nothing_else_is_said():
     for target in ("figures", "check"):
         command = ["make", "-n", target, "-o", ".venv/plots.installed"]
-        done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert "--results-dir results " in done.stdout

@@ -27,12 +27,13 @@ from a5_runs import (
     write_run,
 )
 from benchmarks.released_files import write_a5_files
-from harness.file_names import LINEAR_CDE, REPO_ROOT
+from harness.file_names import LINEAR_CDE
+from harness.paths import ROOT
 from verdict import look
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPO_ROOT / "plot_A5.py", *arguments]
+    command = [sys.executable, ROOT / "plot_A5.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -255,14 +256,14 @@ def test_watch_draws_again_when_results_change_until_ctrl_c(tmp_path, script):
     toy = tmp_path / "outputs_toy"
     toy.mkdir()
     np.save(toy / "lin_cde_mse_2_run_0.npy", np.array(1e-8))
-    command = [REPO_ROOT / script, "--results-dir", tmp_path, "--watch", "0.1"]
+    command = [ROOT / script, "--results-dir", tmp_path, "--watch", "0.1"]
     # A shell's background jobs ignore Ctrl-C, and so would a watcher that inherits that.
     launch = (
         "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     watcher = subprocess.Popen(
-        [sys.executable, "-c", launch, *command], cwd=REPO_ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", launch, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
         assert "wrote" in watcher.stdout.readline()
@@ -305,6 +306,6 @@ def test_the_figure_imports_neither_jax_nor_torch_nor_pyplot():
         "print(json.dumps([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []

@@ -13,14 +13,13 @@ import plot_toy
 from benchmarks.released_files import write_toy_files
 from harness.file_names import (
     PUBLISHED_RESULTS,
-    REPO_ROOT,
-    TOY_FOLDER,
     ToyCurve,
     ToyCurveKey,
     ToyResults,
     ToyScore,
     toy_lcde_name,
 )
+from harness.paths import ROOT, TOY_RESULTS
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_1"]
 ZERO = PUBLISHED["predicting_zero"]["rmse"]
@@ -68,7 +67,7 @@ def crosses(axes) -> list:
 
 
 def write_scores(results_dir: Path) -> Path:
-    folder = results_dir / TOY_FOLDER
+    folder = results_dir / TOY_RESULTS
     folder.mkdir(parents=True)
     for score in scores():
         np.save(folder / toy_lcde_name(score.input_dim, score.run), np.array(score.mse))
@@ -76,7 +75,7 @@ def write_scores(results_dir: Path) -> Path:
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPO_ROOT / "plot_toy.py", *arguments]
+    command = [sys.executable, ROOT / "plot_toy.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -344,6 +343,6 @@ def test_plots_and_comparison_import_neither_jax_nor_torch_nor_pyplot():
         "print(json.dumps([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []

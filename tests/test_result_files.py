@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from harness import file_names
-from harness.file_names import (
-    A5_FOLDER,
-    TOY_FOLDER,
-    A5CurveKey,
-    ToyCurveKey,
-    load_a5_results,
-    load_toy_results,
-)
+from harness.file_names import A5CurveKey, ToyCurveKey, load_a5_results, load_toy_results
+from harness.paths import A5_RESULTS, TOY_RESULTS
 
 KEY = ToyCurveKey("Mamba", 2, True, 3, 0.0001, 256, 4)
 A5_KEY = A5CurveKey("Transformer", 16, 4, 0.0002, 1024, 2345, 64)
@@ -23,14 +17,14 @@ A5_KEY = A5CurveKey("Transformer", 16, 4, 0.0002, 1024, 2345, 64)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / TOY_FOLDER
+    folder = tmp_path / TOY_RESULTS
     folder.mkdir()
     return folder
 
 
 @pytest.fixture
 def a5_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / A5_FOLDER
+    folder = tmp_path / A5_RESULTS
     folder.mkdir()
     return folder
 

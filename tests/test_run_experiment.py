@@ -15,8 +15,9 @@ import pytest
 
 import run_experiment
 from experiments.plans import plan_lcde_toy
-from experiments.schema import CONFIG_FOLDER, ROOT, LCDEToyConfig, load_config
+from experiments.schema import LCDEToyConfig, load_config
 from harness import atomic_files
+from harness.paths import CONFIG_FOLDER, ROOT
 from harness.records import save_run
 from run_experiment import build_parser, main, overrides
 

@@ -10,9 +10,10 @@ from threading import Barrier, Thread
 
 import pytest
 
-from experiments.schema import ROOT
 from harness import locks
-from harness.locks import Lock, LockLostError, Owner
+from harness.errors import LockLostError
+from harness.locks import Lock, Owner
+from harness.paths import ROOT
 
 HOLD = """
 import sys, time

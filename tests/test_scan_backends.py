@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs the PyTorch environment")
 
 import torch
 
-from harness.records import UnavailableError
+from harness.errors import UnavailableError
 from kernels import selective_scan as module
 from kernels.selective_scan import choose_backend, selective_scan
 from scan_cases import CASES, draw, largest_relative_difference, scan_with_gradients

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import ROOT
-
 pytest.importorskip("torch", reason="needs the PyTorch environment")
 
+from harness.paths import ROOT
 from kernels import selective_scan as module
 from kernels.csrc import build
 from kernels.selective_scan import choose_backend

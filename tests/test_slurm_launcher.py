@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import walks
-from experiments.schema import CONFIG_FOLDER, ROOT
+from harness.paths import CONFIG_FOLDER, ROOT
 
 pytest.importorskip("submitit", reason="needs '.[slurm]'")
 

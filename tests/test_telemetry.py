@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import walks
-from experiments.schema import ROOT
+from harness.paths import ROOT
 
 
 def test_scalars_are_those_of_the_record(tmp_path):

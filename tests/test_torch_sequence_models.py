@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 
 import torch
 
-from experiments.schema import CONFIG_FOLDER, SSMA5Config, SSMToyConfig, load_config
+from experiments.schema import SSMA5Config, SSMToyConfig, load_config
 from experiments.training_loop import DataOrder
+from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main
 from torch_layers import Dropout
 from torch_sequence_models import (
@@ -32,7 +32,6 @@ from torch_sequence_models import (
     word_loss,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 TOY_RUN = {"seed": 1, "model": "Mamba", "depth": 2, "nonlinear": True, "input_dim": 2, "run": 0}
 A5_RUN = {"seed": 1, "model": "Mamba", "depth": 1, "length": 4}
 SMALL = {"hidden_dim": 8, "state_dim": 3}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_dir import generate_toy_dataset
-from data_dir.data_errors import DataError
 from data_dir.datasets import load_toy_dataset
 from data_dir.generate_toy_dataset import random_walks, signature_coefficient
 from data_dir.toy_fingerprints import check_fingerprint
+from harness.errors import DataError
 
 SCRIPT = Path(generate_toy_dataset.__file__).resolve()
 

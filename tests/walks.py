@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.schema import ROOT
+from harness.paths import ROOT
 
 LIGHT_WING = Path(__file__).with_name("light_wing")
 SETTINGS = {

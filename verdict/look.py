@@ -13,7 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from harness.atomic_files import atomic_write
-from harness.file_names import REPO_ROOT, Problem
+from harness.file_names import Problem
+from harness.paths import RESULTS_DIR
 
 # Okabe and Ito's palette: the same hue and marker for a model in every figure.
 MODEL_STYLES = {
@@ -67,7 +68,7 @@ def plot_parser(
     parser.add_argument(
         "--results-dir",
         type=Path,
-        default=REPO_ROOT / "results",
+        default=RESULTS_DIR,
         help=f"folder that holds {folder}/ (default: results in the repository)",
     )
     parser.add_argument(

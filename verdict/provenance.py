@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.file_names import (
-    A5_FOLDER,
-    TOY_FOLDER,
     configuration_label,
     parse_a5_curve_name,
     parse_a5_lcde_name,
     parse_toy_curve_name,
     parse_toy_lcde_name,
 )
+from harness.paths import A5_RESULTS, TOY_RESULTS
 
 EXPERIMENTS = (
     "Linear CDE on the toy task",
@@ -96,7 +95,7 @@ def load_provenance(results_dir: Path) -> Provenance:
 def _identify(path: Path) -> tuple[int, tuple, str] | None:
     """Experiment, place in its order and label of the run whose record is beside this file."""
     name = path.name
-    if path.parent.name == TOY_FOLDER:
+    if path.parent.name == TOY_RESULTS:
         if score := parse_toy_lcde_name(name):
             return 0, score, "{}D, run {}".format(*score)
         if (curve := parse_toy_curve_name(name)) and curve[0] == "steps":
@@ -104,7 +103,7 @@ def _identify(path: Path) -> tuple[int, tuple, str] | None:
             label = configuration_label(key.model, key.depth, key.nonlinear)
             place = (key.input_dim, key.model, key.depth, key.nonlinear, key.run)
             return 1, place, f"{label}, {key.input_dim}D, run {key.run}"
-    if path.parent.name == A5_FOLDER:
+    if path.parent.name == A5_RESULTS:
         if (lcde := parse_a5_lcde_name(name)) and lcde[0] == "steps":
             return 2, (lcde[1],), f"length {lcde[1]}"
         if (parsed := parse_a5_curve_name(name)) and parsed[0] == "steps":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from harness.records import UnavailableError
+from harness.errors import CompilationError, UnavailableError
 
 SOURCE = Path(__file__).with_name("selective_scan.cpp")
 NAME = "selective_scan"
@@ -25,10 +25,6 @@ CPU_FLAGS = {
 }
 # Apple's compiler has no OpenMP; without it the operators use one thread.
 OPENMP_FLAGS = ["-fopenmp"] if sys.platform == "linux" else []
-
-
-class CompilationError(RuntimeError):
-    """The operators do not compile here; the message ends with the compiler's last lines."""
 
 
 def load_operators() -> None:

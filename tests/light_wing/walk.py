@@ -4,8 +4,8 @@ import time
 
 import numpy as np
 
-from data_dir.data_errors import DataError
 from experiments.training_loop import Schedule, report_divergence, train_run
+from harness.errors import DataError
 from harness.records import provenance
 
 STEP_S = 0.002

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import walks
-from experiments.schema import CONFIG_FOLDER, ROOT
+from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main
 
 SCRIPT = Path(__file__).with_name("cluster.sh")

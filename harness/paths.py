@@ -1,0 +1,19 @@
+"""Where things are: the repository's own root, and the folders inside data and results folders."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_FOLDER = ROOT / "experiment_configs"
+DATA_DIR = ROOT / "data_dir"
+RESULTS_DIR = ROOT / "results"
+
+# Below a data folder. The word problems' has the name that their authors gave it.
+TOY_DATA = "toy_data"
+WORD_DATA = "illusion"
+
+# Below a results folder; the first two have the names of the released ones.
+TOY_RESULTS = "outputs_toy"
+A5_RESULTS = "outputs_A5"
+CHECKPOINTS = "checkpoints"
+LOCKS = "locks"
+LOGS = "logs"
