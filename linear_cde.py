@@ -1,16 +1,14 @@
-"""The Linear CDE of the paper (section 4), its solvers, and its experiment on the toy task.
+"""The Linear CDE of the paper (section 4), its solvers, its readout, and its block for words.
 
     dZ_t = sum_i A_i Z_t d omega^i_t + B d xi_t,    Z_0 = init_matrix X_0 + init_bias
 
 Letters: H hidden width, d path dimension, n points of a path, N paths, omega and xi the controls
-(here both are (t, X_t): d + 1 channels, channel 0 is time).
+(here both are (t, X_t): d + 1 channels, channel 0 is time). For the word problem: V tokens, E
+embedding width, L tokens of a sequence, b sequences.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
 
 import diffrax
@@ -19,26 +17,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
-from data_dir.datasets import ToyDataset, load_toy_dataset
-from experiments.schema import LCDEToyConfig
-from harness.errors import UnavailableError
-from harness.progress import progress_bar
-from harness.records import Run, provenance, save_run
-from kernels.shared_flows import (
-    Flows,
-    SharedIncrements,
-    compose_by_gather,
-    compose_by_group,
-    find_shared_increments,
-)
+from kernels.shared_flows import Flows
 
 Precision = Literal["float32", "tf32"]
 # solve(A, B, y0, ts, omega, xi) -> the state at ts[-1], (H,)
 Solver = Callable[..., Float[Array, " H"]]
-PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
 
 
 class LinearCDE(eqx.Module):
@@ -110,15 +96,16 @@ def adaptive_cde_solve(
     omega: Float[Array, "n omega"],
     xi: Float[Array, "n xi"],
     *,
-    rtol: float,
-    atol: float,
-    dt0: float,
+    rtol: float = 1e-2,
+    atol: float = 1e-2,
+    dt0: float = 0.01,
     matmul_precision: Precision = "float32",
 ) -> Float[Array, " H"]:
     """Solve dZ = A Z d omega + B d xi from ts[0] to ts[-1] by adaptive Tsit5; returns Z_{ts[-1]}.
 
     The controls are interpolated linearly, so their derivatives jump at the sample times, where
-    the solver is told to start a step. dt0 is the first step, in the unit of ts.
+    the solver is told to start a step. dt0 is the first step, in the unit of ts. The defaults are
+    the paper's; the released function of this name (commit 18a0a8d) has them as constants.
     Raises: an Equinox error when the solver needs more than 4096 steps.
     """
     omega_path = diffrax.LinearInterpolation(ts, omega)
@@ -148,15 +135,31 @@ def scan_cde_solve(
     A: Float[Array, "H omega H"],
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
+    ts: Float[Array, " n"],
+    omega: Float[Array, "n omega"],
+    xi: Float[Array, "n xi"],
+    *,
+    matmul_precision: Precision = "float32",
+) -> Float[Array, " H"]:
+    """One Euler step of dZ = A Z d omega + B d xi for each interval; returns Z_{ts[-1]}."""
+    del ts  # a CDE's Euler step sees the increments of its controls, not the clock
+    velocities = (length_times_increments(omega), length_times_increments(xi))
+    return euler_scan(A, B, y0, *velocities, matmul_precision=matmul_precision)[-1]
+
+
+def euler_scan(
+    A: Float[Array, "H omega H"],
+    B: Float[Array, "H xi"],
+    y0: Float[Array, " H"],
     omega: Float[Array, "L omega"],
     xi: Float[Array, "L xi"],
     *,
     matmul_precision: Precision = "float32",
 ) -> Float[Array, "L H"]:
-    """The Euler scan y_i = y_{i-1} + (A y_{i-1} omega_i + B xi_i) / L, i = 1..L-1; returns all y.
+    """The paper's scan y_i = y_{i-1} + (A y_{i-1} omega_i + B xi_i) / L, i = 1..L-1; all y.
 
-    omega and xi enter as values: to first order in 1/L the scan solves dy = (A y omega_t + B xi_t)
-    dt on [0, 1]. For an Euler step of the CDE itself pass the controls' velocities.
+    omega and xi enter as values, not as increments: to first order in 1/L the scan solves
+    dy = (A y omega_t + B xi_t) dt on [0, 1]. The released `scan_cde_solve` (commit 18a0a8d).
     """
     length = omega.shape[0]
 
@@ -170,54 +173,17 @@ def scan_cde_solve(
     return jnp.concatenate([y0[None], states])
 
 
-def euler_cde_solve(
-    A: Float[Array, "H omega H"],
-    B: Float[Array, "H xi"],
-    y0: Float[Array, " H"],
-    ts: Float[Array, " n"],
-    omega: Float[Array, "n omega"],
-    xi: Float[Array, "n xi"],
-    *,
-    matmul_precision: Precision = "float32",
-) -> Float[Array, " H"]:
-    """One Euler step of dZ = A Z d omega + B d xi for each interval; returns the last Z."""
-    del ts  # a CDE's Euler step sees the increments of its controls, not the clock
-    velocities = (length_times_increments(omega), length_times_increments(xi))
-    return scan_cde_solve(A, B, y0, *velocities, matmul_precision=matmul_precision)[-1]
-
-
 def length_times_increments(path: Float[Array, "n c"]) -> Float[Array, "n c"]:
     """N (X_i - X_{i-1}), with a row of zeros first: the velocity whose Euler scan sums to X."""
     return path.shape[0] * jnp.diff(path, axis=0, prepend=path[:1])
 
 
-def solver_from_config(config: LCDEToyConfig) -> Solver:
-    """The solver a config names."""
-    if config.solver == "scan":
-        return partial(euler_cde_solve, matmul_precision=config.matmul_precision)
-    return partial(
-        adaptive_cde_solve,
-        rtol=config.rtol,
-        atol=config.atol,
-        dt0=config.dt0,
-        matmul_precision=config.matmul_precision,
-    )
-
-
 @eqx.filter_jit
-def _solve_paths(model, ts, paths, solve):
+def solve_paths(
+    model: LinearCDE, ts: Float[Array, " n"], paths: Float[Array, "N n d"], solve: Solver
+) -> Float[Array, "N H"]:
+    """Z at the last time of every path, each solved by itself."""
     return jax.vmap(lambda path: model(ts, path, solve))(paths)
-
-
-@eqx.filter_jit
-def _solve_interval(A, drifts, ts, solve):
-    control = jnp.array([[0.0], [1.0]], dtype=jnp.float32)
-    zero = jnp.zeros_like(drifts[:, 0])
-
-    def from_zero(drift):
-        return solve(A[:, None, :], drift[:, None], zero, ts, control, control)
-
-    return jax.vmap(from_zero, in_axes=1)(drifts)
 
 
 def interval_flows(
@@ -226,7 +192,7 @@ def interval_flows(
     increments: Float[np.ndarray, "K omega"],
     solve: Solver,
 ) -> Flows:
-    """Solve the flow from ts[0] to ts[1] for each increment of the control.
+    """Solve the flow from ts[0] to ts[1] for each of K increments of the control.
 
     From a unit vector e_j the state moves by W with dW = A W d omega + A e_j d omega, W = 0 at
     first: a solve from zero with A e_j in the place of B. So the rounding is relative to the
@@ -242,38 +208,15 @@ def interval_flows(
     return Flows(solved[:, :-1], solved[:, -1])
 
 
-def obtain_features_from_model(
-    model: LinearCDE,
-    paths: Float[np.ndarray, "N n d"],
-    shared: SharedIncrements | None,
-    config: LCDEToyConfig,
-    solve: Solver,
-    description: str = "features",
-) -> Float[np.ndarray, "N H"]:
-    """The state Z at t = 1 of every path, (N, H) float32.
+@eqx.filter_jit
+def _solve_interval(A, drifts, ts, solve):
+    control = jnp.array([[0.0], [1.0]], dtype=jnp.float32)
+    zero = jnp.zeros_like(drifts[:, 0])
 
-    shared: the paths' increments, to compose shared flows (grouped on a CPU, gathered on a GPU);
-    None to solve path by path, `batch_size` at a time, as the paper did.
-    """
-    ts = sample_times(paths)
-    with progress_bar(description, len(paths) * (len(ts) - 1), "interval") as bar:
-        if shared is None:
-            parts = []
-            for i in range(0, len(paths), config.batch_size):
-                batch = paths[i : i + config.batch_size]
-                parts.append(np.asarray(_solve_paths(model, ts, batch, solve)))
-                bar.update(len(batch) * (len(ts) - 1))
-            return np.concatenate(parts)
-        flows = interval_flows(model, ts[:2], shared.values, solve)
-        start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
-        if jax.default_backend() == "gpu":
-            return compose_by_gather(flows, start, shared.ids, config.batch_size, bar.update)
-        return compose_by_group(flows, start, shared.ids, config.flow_batch_size, bar.update)
+    def from_zero(drift):
+        return solve(A[:, None, :], drift[:, None], zero, ts, control, control)
 
-
-def sample_times(paths: Float[np.ndarray, "N n d"]) -> Float[np.ndarray, " n"]:
-    """The times of a path's points: n equally spaced from 0 to 1."""
-    return np.linspace(0, 1, paths.shape[1], dtype=np.float32)
+    return jax.vmap(from_zero, in_axes=1)(drifts)
 
 
 def train_linear(
@@ -293,100 +236,102 @@ def train_linear(
     return float(np.mean(residuals**2))
 
 
-def run_model_key(seed: int, run: int) -> PRNGKeyArray:
-    """The model key of a run: the released runs' chain of splits, the same for every d."""
-    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(False):
-        key = jr.PRNGKey(seed)
-        for _ in range(run + 1):
-            model_key, _, key = jr.split(key, 3)
-    return model_key
+class LinearCDEByChannel(eqx.Module):
+    """A Linear CDE driven by embeddings, its parameters stored by channel of the control.
 
-
-def select_device(name: str) -> str:
-    """Choose where JAX computes: "auto", "cpu" or "cuda"; returns the device in words.
-
-    Raises: UnavailableError, when CUDA is asked for and JAX has none.
+    A[h, j, e] and B[h, e] are the paper's A^e[h, j] and B[h, e] for channel e of the embedding,
+    `A_time` and `B_time` those of time. init_matrix and init_bias as in `LinearCDE`. Stored so, all
+    fields A x_v are one matrix product of A and the embeddings (`kernels/token_cde.py`).
     """
-    if name == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        device = jax.devices("cuda" if name == "cuda" else None)[0]
-    except RuntimeError:
-        raise UnavailableError(
-            "--device cuda: this JAX finds no CUDA device; install JAX for CUDA with "
-            "pip install 'jax[cuda12]' (see environment-jax.yml), or use --device cpu"
-        ) from None
-    return device.device_kind if device.platform == "gpu" else device.platform
+
+    init_matrix: Float[Array, "H E"]
+    init_bias: Float[Array, " H"]
+    A_time: Float[Array, "H H"]
+    A: Float[Array, "H H E"]
+    B_time: Float[Array, " H"]
+    B: Float[Array, "H E"]
+
+    def __init__(self, hidden_dim: int, input_dim: int, *, key: PRNGKeyArray):
+        """Draw the parameters of a `LinearCDE` and store them by channel."""
+        cde = LinearCDE(hidden_dim, input_dim, key=key)
+        self.init_matrix, self.init_bias = cde.init_matrix, cde.init_bias
+        self.A_time, self.A = cde.A[:, 0], jnp.swapaxes(cde.A[:, 1:], 1, 2)
+        self.B_time, self.B = cde.B[:, 0], cde.B[:, 1:]
+
+    def matrices(self) -> tuple[Float[Array, "H omega H"], Float[Array, "H xi"]]:
+        """A and B as `LinearCDE` has them, time first."""
+        A = jnp.concatenate([self.A_time[:, None], jnp.swapaxes(self.A, 1, 2)], axis=1)
+        return A, jnp.concatenate([self.B_time[:, None], self.B], axis=1)
+
+    def initial_states(self, x0: Float[Array, "b E"]) -> Float[Array, "b H"]:
+        """Z_0 of the sequences that start at x0."""
+        return jnp.matmul(x0, self.init_matrix.T, precision="highest") + self.init_bias
 
 
-def run_lcde_toy_experiment(
-    config: LCDEToyConfig, runs: Iterable[Run], data_dir: Path, device: str
-) -> None:
-    """Random Linear CDE, trained readout: the MSE on the validation paths, saved run by run.
+class A5LinearCDE(eqx.Module):
+    """The paper's one block for word problems (section 5.2): logits of the running products.
 
-    Paper, section 5.1 and Figure 1. runs: those to do, from `plan_lcde_toy`.
-    Raises: UnavailableError, DataError, OSError, FloatingPointError.
+    An embedding (V, E) ~ N(0, 1), E = H for the residual; the Linear CDE driven by (t, x_t) as
+    values; dropout, a ReLU layer, dropout, the residual, layer norm, a linear output. The released
+    class of this name (commit 18a0a8d); every parameter from a key of its own, where that one
+    gives one key to four layers.
     """
-    origin = provenance(PACKAGES, select_device(device))
-    solve = solver_from_config(config)
-    errors: dict[int, list[float]] = {}
-    loaded = None
-    for run in runs:
-        input_dim = run.config["input_dim"]
-        if loaded != input_dim:
-            dataset = load_toy_dataset(
-                data_dir,
-                input_dim,
-                num_paths=config.num_paths,
-                train_fraction=config.train_fraction,
-                paper_data=config.paper_data,
-            )
-            shared, how = choose_sharing(config, dataset.paths)
-            print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
-            loaded = input_dim
-        mse, details = _run_model(config, run, dataset, shared, solve)
-        details["solver"] = f"{config.solver}, {how}"
-        run.context.show(0, {"mse": mse})
-        save_run(run, [np.asarray(mse)], {"mse": mse, **details}, origin)
-        print(f"{run.label}: MSE {mse:.6e} in {details['wall_time_s']:.1f} s", flush=True)
-        errors.setdefault(input_dim, []).append(mse)
-    for input_dim, found in sorted(errors.items()):
-        spread = f"mean {np.mean(found):.4e}, least {min(found):.4e}, greatest {max(found):.4e}"
-        print(f"{input_dim}D: validation MSE over {len(found)} runs: {spread}")
+
+    embedding: Float[Array, "V E"]
+    cde: LinearCDEByChannel
+    mix: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    out: eqx.nn.Linear
+
+    def __init__(self, vocabulary: int, hidden_dim: int, *, key: PRNGKeyArray):
+        """Draw the parameters for `vocabulary` tokens."""
+        embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
+        self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim))
+        self.cde = LinearCDEByChannel(hidden_dim, hidden_dim, key=cde_key)
+        self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
+        self.norm = eqx.nn.LayerNorm(hidden_dim)
+        self.out = eqx.nn.Linear(hidden_dim, vocabulary, key=out_key)
+
+    def __call__(
+        self, tokens: Integer[Array, "b L"], dropout: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b L V"]:
+        """Logits of each position; a `key` where there is dropout."""
+        return self.logits(self.states(tokens), self.embedding[tokens], dropout, key)
+
+    def states(self, tokens: Integer[Array, "b L"]) -> Float[Array, "b L H"]:
+        """The CDE's states at every position: the paper's scan of each sequence.
+
+        Training contracts A once for each token instead: `kernels.token_cde.states_by_token`.
+        """
+        A, B = self.cde.matrices()
+        times = jnp.linspace(0, 1, tokens.shape[1])
+        paths = self.embedding[tokens]
+
+        def scan(path, start):
+            control = control_path(times, path)
+            return euler_scan(A, B, start, control, control)
+
+        return jax.vmap(scan)(paths, self.cde.initial_states(paths[:, 0]))
+
+    def logits(
+        self,
+        states: Float[Array, "b L H"],
+        embedded: Float[Array, "b L E"],
+        dropout: float,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "b L V"]:
+        """What stands behind the CDE: from its states to the logits of each position."""
+        first_key, second_key = (None, None) if key is None else jr.split(key)
+        hidden = drop(states, dropout, first_key)
+        hidden = jax.nn.relu(hidden @ self.mix.weight.T + self.mix.bias)
+        hidden = drop(hidden, dropout, second_key) + embedded
+        hidden = jax.vmap(jax.vmap(self.norm))(hidden)
+        return hidden @ self.out.weight.T + self.out.bias
 
 
-def _run_model(
-    config: LCDEToyConfig,
-    run: Run,
-    dataset: ToyDataset,
-    shared: SharedIncrements | None,
-    solve: Solver,
-) -> tuple[float, dict[str, object]]:
-    started = time.monotonic()
-    model_key = run_model_key(config.seed, run.config["run"])
-    model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=model_key)
-    try:
-        features = obtain_features_from_model(
-            model, dataset.paths, shared, config, solve, run.label
-        )
-    except eqx.EquinoxRuntimeError:
-        raise FloatingPointError(
-            f"{run.label}: the solver failed: within diffrax's 4096 steps it found no solution "
-            f"that meets rtol {config.rtol} and atol {config.atol}"
-        ) from None
-    features_s = time.monotonic() - started
-    mse = train_linear(features, dataset.labels, dataset.num_train)
-    wall_time_s = time.monotonic() - started
-    return mse, {"features_s": round(features_s, 2), "wall_time_s": round(wall_time_s, 2)}
-
-
-def choose_sharing(
-    config: LCDEToyConfig, paths: Float[np.ndarray, "N n d"]
-) -> tuple[SharedIncrements | None, str]:
-    """The increments whose flows are shared, or None for path by path, and why in words."""
-    if not config.share_flows:
-        return None, "path by path (share_flows: false)"
-    shared, reason = find_shared_increments(sample_times(paths), paths, config.hidden_dim)
-    if shared is None:
-        return None, f"path by path, though share_flows is true: {reason}"
-    return shared, f"shared flows: {reason}"
+def drop(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+    """Dropout: each value 0 with probability `rate`, else divided by 1 - rate."""
+    if rate == 0:
+        return x
+    kept = jr.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)

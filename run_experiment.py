@@ -3,22 +3,16 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments.plans import plan_lcde_a5, plan_lcde_toy, plan_ssm_a5, plan_ssm_toy
 from experiments.schema import (
     ExperimentConfig,
-    LCDEA5Config,
-    LCDEToyConfig,
-    SSMA5Config,
-    SSMToyConfig,
     load_config,
     parse_setting,
     parse_value,
@@ -62,51 +56,12 @@ FLAGS: Mapping[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: its config, its runs, and where the code is, imported once it is chosen."""
-
-    config_class: type[ExperimentConfig]
-    config_file: str
-    plan: Callable[[Any, Path], list[Run]]
-    wing: str
-    function: str
-    extra: str
-
-
-EXPERIMENTS: Mapping[tuple[str, str], Experiment] = {
-    ("LCDE", "toy"): Experiment(
-        config_class=LCDEToyConfig,
-        config_file="lcde_toy.yaml",
-        plan=plan_lcde_toy,
-        wing="linear_cde",
-        function="run_lcde_toy_experiment",
-        extra="jax",
-    ),
-    ("LCDE", "A5"): Experiment(
-        config_class=LCDEA5Config,
-        config_file="lcde_a5.yaml",
-        plan=plan_lcde_a5,
-        wing="experiments.lcde_a5",
-        function="run_lcde_A5_experiment",
-        extra="jax",
-    ),
-    ("SequenceModel", "toy"): Experiment(
-        config_class=SSMToyConfig,
-        config_file="ssm_toy.yaml",
-        plan=plan_ssm_toy,
-        wing="torch_sequence_models",
-        function="run_sm_toy_experiment",
-        extra="torch",
-    ),
-    ("SequenceModel", "A5"): Experiment(
-        config_class=SSMA5Config,
-        config_file="ssm_a5.yaml",
-        plan=plan_ssm_a5,
-        wing="torch_sequence_models",
-        function="run_sm_A5_experiment",
-        extra="torch",
-    ),
+# What -m and -e name: a module of `experiments`, imported once it is chosen, and its YAML file.
+EXPERIMENTS: Mapping[tuple[str, str], str] = {
+    ("LCDE", "toy"): "lcde_toy",
+    ("LCDE", "A5"): "lcde_a5",
+    ("SequenceModel", "toy"): "ssm_toy",
+    ("SequenceModel", "A5"): "ssm_a5",
 }
 
 
@@ -215,11 +170,10 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
     check_launcher_flags(arguments)
-    experiment = EXPERIMENTS[arguments.model, arguments.experiment]
-    path = arguments.config or CONFIG_FOLDER / experiment.config_file
-    config = load_config(
-        experiment.config_class, path, overrides(arguments, experiment.config_class)
-    )
+    name = EXPERIMENTS[arguments.model, arguments.experiment]
+    experiment = import_module(f"experiments.{name}")
+    path = arguments.config or CONFIG_FOLDER / f"{name}.yaml"
+    config = load_config(experiment.Config, path, overrides(arguments, experiment.Config))
     results_dir = (arguments.results_dir or ROOT / config.results_dir).absolute()
     runs = chosen_runs(experiment.plan(config, results_dir), arguments.only)
     if arguments.plan:
@@ -235,7 +189,7 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     if to_do:
         check_writable(to_do[0].record.parent)
         if arguments.launcher == "in-process":
-            run_wing(experiment, config, to_do, arguments, stop, display)
+            do_runs(experiment, config, to_do, arguments, stop, display)
         else:
             code = launch(arguments, config, to_do, results_dir)
     print_next_step(results_dir)
@@ -313,26 +267,24 @@ def announce(runs: Sequence[Run], to_do: Sequence[Run], results_dir: Path) -> No
         print(f"{len(to_do)} runs to do, results in {to_do[0].record.parent}", flush=True)
 
 
-def run_wing(
-    experiment: Experiment,
+def do_runs(
+    experiment: ModuleType,
     config: ExperimentConfig,
     to_do: Sequence[Run],
     arguments: argparse.Namespace,
     stop: Stop,
     display: Display,
 ) -> None:
-    """Import the wing an experiment lives in, and run it there.
+    """Do the runs in this process, one after another.
 
     Raises: UnavailableError, naming what to install; whatever the experiment raises.
     """
     how = {"overwrite": arguments.overwrite, "wait": not arguments.leave_held}
     try:
-        wing = import_module(experiment.wing)
         with closing(claimed_runs(to_do, stop, display, **how)) as runs:
-            experiment_of = getattr(wing, experiment.function)
-            experiment_of(config, runs, arguments.data_dir.absolute(), arguments.device)
+            experiment.run(config, runs, arguments.data_dir.absolute(), arguments.device)
     except ModuleNotFoundError as error:
-        raise not_installed(error, experiment.extra, "this experiment") from None
+        raise not_installed(error, experiment.EXTRA, "this experiment") from None
 
 
 def launch(

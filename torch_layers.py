@@ -1,7 +1,7 @@
 """The layers of the paper's sequence models: Transformer, RNN, S4, Mamba's SSM, S5.
 
-Every layer maps (B, L, D) to (B, L, D) causally. Letters: B sequences, L positions, D width, N
-states a channel, R rank of Mamba's step. Parameters are drawn from an explicit generator, and
+Every layer maps (b, l, d) to (b, l, d) causally. Letters: b sequences, l positions, d width, n
+states a channel, r rank of Mamba's step. Parameters are drawn from an explicit generator, and
 dropout draws from one too; no layer reads the global one.
 """
 
@@ -56,7 +56,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("table", table.reshape(length, -1)[:, :width], persistent=False)
         self.dropout = dropout
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Input plus encoding, then dropout."""
         return self.dropout(x + self.table[: x.shape[1]])
 
@@ -86,13 +86,13 @@ class TransformerLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.dropout = dropout
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Each position attends to itself and those before it."""
         x = self.norms[0](x + self.dropout(self.attention(x)))
         hidden = self.dropout(torch.relu(self.expand(x)))
         return self.norms[1](x + self.dropout(self.contract(hidden)))
 
-    def attention(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def attention(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Scaled dot-product attention, dropout on its weights."""
         length = x.shape[1]
         queries, keys, values = (
@@ -110,19 +110,19 @@ class RNN(nn.Module):
     """h_t = tanh(W x_t + b + U h_{t-1} + c), h_0 = 0; the output is h."""
 
     def __init__(self, width: int, generator: torch.Generator):
-        """All parameters uniform in +-1/sqrt(D), as in PyTorch."""
+        """All parameters uniform in +-1/sqrt(d), as in PyTorch."""
         super().__init__()
         self.rnn = nn.RNN(width, width, batch_first=True, device="meta").to_empty(device="cpu")
         bound = 1 / math.sqrt(width)
         for parameter in self.rnn.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """The hidden state at every position."""
         return self.rnn(x)[0]
 
 
-def log_uniform_steps(width: int, generator: torch.Generator) -> Float[Tensor, " D"]:
+def log_uniform_steps(width: int, generator: torch.Generator) -> Float[Tensor, " d"]:
     """Initial steps Delta, log-uniform in [0.001, 0.1], at least 1e-4."""
     low, high = map(math.log, STEP_RANGE)
     draws = torch.rand(width, generator=generator) * (high - low) + low
@@ -130,7 +130,7 @@ def log_uniform_steps(width: int, generator: torch.Generator) -> Float[Tensor, "
 
 
 class S4Recurrence(nn.Module):
-    """S4 with a diagonal A: one complex linear system of N states for each channel.
+    """S4 with a diagonal A: one complex linear system of n states for each channel.
 
     x_l = exp(Delta A) x_{l-1} + Delta B u_l, y_l = 2 Re(C x_l) + D u_l, A = -exp(a) + i b. It is
     time-invariant, so y is a causal convolution of u: `mode` "convolution", or "scan" step by step,
@@ -147,7 +147,7 @@ class S4Recurrence(nn.Module):
         backend: str,
         generator: torch.Generator,
     ):
-        """S4D-Lin: a = log(1/2), b = pi n for n = 1..N; B and C complex Xavier-normal; D ones."""
+        """S4D-Lin: a = log(1/2), b = pi k for k = 1..n; B and C complex Xavier-normal; D ones."""
         super().__init__()
         self.mode, self.softplus_step, self.backend = mode, softplus_step, backend
         self.log_real = nn.Parameter(torch.full((width, states), math.log(0.5)))
@@ -158,7 +158,7 @@ class S4Recurrence(nn.Module):
         self.D = nn.Parameter(torch.ones(width))
         self.log_step = nn.Parameter(log_uniform_steps(width, generator).log())
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """The output at every position."""
         u = x.transpose(1, 2)
         A = torch.complex(-self.log_real.exp(), self.imaginary)
@@ -197,7 +197,7 @@ class MambaRecurrence(nn.Module):
     """
 
     def __init__(self, width: int, states: int, backend: str, generator: torch.Generator):
-        """A = -n for n = 1..N in every channel, D ones, V uniform in +-R^(-1/2)."""
+        """A = -k for k = 1..n in every channel, D ones, V uniform in +-r^(-1/2)."""
         super().__init__()
         rank = -(-width // 16)
         self.sizes, self.backend = (rank, states, states), backend
@@ -209,7 +209,7 @@ class MambaRecurrence(nn.Module):
         self.log_A = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(width, 1))
         self.D = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """The output at every position."""
         delta, B, C = (part.transpose(1, 2) for part in self.select(x).split(self.sizes, dim=2))
         y = selective_scan(
@@ -235,3 +235,32 @@ def s5_layer(width: int, states: int, generator: torch.Generator) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return S5(width, states)
+
+
+def make_layer(
+    name: str,
+    width: int,
+    states: int,
+    *,
+    backend: str,
+    s4_mode: Literal["convolution", "scan"],
+    s4_softplus_step: bool,
+    attention: tuple[int, int, Dropout] | None,
+    generator: torch.Generator,
+) -> nn.Module:
+    """A layer by its name in configs, its parameters drawn from the generator.
+
+    attention: heads, feed-forward width and dropout of the Transformer's. Raises: ValueError.
+    """
+    match name:
+        case "RNN":
+            return RNN(width, generator)
+        case "Transformer" if attention:
+            return TransformerLayer(width, *attention, generator)
+        case "S4":
+            return S4Recurrence(width, states, s4_mode, s4_softplus_step, backend, generator)
+        case "Mamba":
+            return MambaRecurrence(width, states, backend, generator)
+        case "S5":
+            return s5_layer(width, states, generator)
+    raise ValueError(f"no such layer: {name}")

@@ -9,19 +9,16 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
-    model_validator,
 )
 
-from data_dir.finite_groups import GROUP_NAMES
 from harness.atomic_files import atomic_write
 from harness.errors import ConfigError
 from harness.paths import CONFIG_FOLDER, LOGS
@@ -29,6 +26,7 @@ from harness.paths import CONFIG_FOLDER, LOGS
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Depth = PositiveInt
 
 
 class ExperimentConfig(BaseModel):
@@ -55,77 +53,6 @@ class ExperimentConfig(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.not_identity))
 
 
-class LCDEToyConfig(ExperimentConfig):
-    """The random Linear CDE with a trained linear readout on the toy task (paper, Figure 1)."""
-
-    flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-i": "input_dims"}
-    not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir", "runs", "input_dims"})
-
-    runs: PositiveInt
-    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
-    hidden_dim: PositiveInt
-    num_paths: Annotated[int, Field(ge=10)]
-    train_fraction: Fraction
-    paper_data: bool
-    solver: Literal["tsit5", "scan"]
-    rtol: PositiveFloat
-    atol: PositiveFloat
-    dt0: PositiveFloat
-    share_flows: bool
-    matmul_precision: Literal["float32", "tf32"]
-    batch_size: PositiveInt
-    flow_batch_size: PositiveInt
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if len(set(self.input_dims)) != len(self.input_dims):
-            raise ValueError("input_dims: each dimension may be named once")
-        if not 0 < int(self.train_fraction * self.num_paths) < self.num_paths:
-            raise ValueError(
-                f"train_fraction: {self.train_fraction} of num_paths: {self.num_paths} leaves no "
-                "path to train on, or none to validate on"
-            )
-        if self.matmul_precision == "tf32" and self.share_flows:
-            raise ValueError(
-                "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
-                "needs share_flows: false (allowed with share_flows: true: float32)"
-            )
-        return self
-
-
-class LCDEA5Config(ExperimentConfig):
-    """The Linear CDE on the word problem of a finite group (paper, Figure 2)."""
-
-    flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-l": "lengths"}
-    not_identity: ClassVar[frozenset[str]] = frozenset(
-        {"results_dir", "lengths", "checkpoint_interval", "eval_batch_size"}
-    )
-
-    group: Literal[GROUP_NAMES]
-    lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
-    samples: Annotated[int, Field(ge=10)]
-    data_seed: Annotated[int, Field(ge=0)]
-    train_fraction: Fraction
-    hidden_dim: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    learning_rate: PositiveFloat
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    batch_size: PositiveInt
-    short_batch_size: Annotated[int, Field(ge=0)]
-    max_steps: PositiveInt
-    eval_interval: PositiveInt
-    eval_batch_size: PositiveInt
-    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
-    checkpoint_interval: PositiveInt
-
-
-ToyModel = Literal["Mamba", "S4", "S5"]
-A5Model = Literal["RNN", "Transformer", "S4", "Mamba"]
-ScanBackend = Literal["auto", "mamba_ssm", "cpp", "reference"]
-Depth = PositiveInt
-Length = Annotated[int, Field(ge=2)]
-
-
 class SSMConfig(ExperimentConfig):
     """What the two experiments with trained sequence models share."""
 
@@ -137,110 +64,8 @@ class SSMConfig(ExperimentConfig):
     checkpoint_interval: PositiveInt
     s4_mode: Literal["convolution", "scan"]
     s4_softplus_step: bool
-    scan_backend: ScanBackend
+    scan_backend: Literal["auto", "mamba_ssm", "cpp", "reference"]
     compile: bool
-
-
-class SSMToyConfig(SSMConfig):
-    """S4, Mamba and S5 trained on the toy task (paper, Figure 1)."""
-
-    flags: ClassVar[Mapping[str, str]] = {
-        "-s": "seed",
-        "-n": "models",
-        "-d": "depths",
-        "-i": "input_dims",
-        "-nl": "nonlinear",
-    }
-    not_identity: ClassVar[frozenset[str]] = frozenset(
-        {"results_dir", "runs", "models", "input_dims", "depths", "nonlinear"}
-        | {"checkpoint_interval", "eval_batch_size"}
-    )
-
-    runs: PositiveInt
-    models: Annotated[list[ToyModel], Field(min_length=1)]
-    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
-    depths: Annotated[list[Depth], Field(min_length=1)]
-    nonlinear: Annotated[list[bool], Field(min_length=1)]
-    num_paths: Annotated[int, Field(ge=10)]
-    train_fraction: Fraction
-    paper_data: bool
-    block_order: Literal["activate_then_mix", "mix_then_activate"]
-    learning_rate: PositiveFloat
-    max_steps: PositiveInt
-
-
-class SSMA5Config(SSMConfig):
-    """RNN, Transformer, S4 and Mamba trained on a word problem (paper, Figure 2)."""
-
-    flags: ClassVar[Mapping[str, str]] = {
-        "-s": "seed",
-        "-n": "models",
-        "-l": "lengths",
-        "-d": "depths",
-    }
-    not_identity: ClassVar[frozenset[str]] = frozenset(
-        {"results_dir", "models", "lengths", "depths", "learning_rates", "other_batch_sizes"}
-        | {"batch_size", "search", "checkpoint_interval", "eval_batch_size"}
-    )
-
-    group: Literal[GROUP_NAMES]
-    models: Annotated[list[A5Model], Field(min_length=1)]
-    lengths: Annotated[list[Length], Field(min_length=1)]
-    depths: Annotated[list[Depth], Field(min_length=1)]
-    search: bool
-    samples: Annotated[int, Field(ge=10)]
-    data_seed: Annotated[int, Field(ge=0)]
-    train_fraction: Fraction
-    num_heads: PositiveInt
-    feed_forward_dim: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    learning_rates: dict[A5Model, Annotated[list[PositiveFloat], Field(min_length=1)]]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    other_batch_sizes: dict[A5Model, dict[Length, PositiveInt]]
-    short_batch_size: Annotated[int, Field(ge=0)]
-    epochs: PositiveInt
-    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        for model in self.models:
-            known = len(self.learning_rates.get(model, []))
-            if known < max(self.depths):
-                raise ValueError(
-                    f"learning_rates: {known} for {model}, one for each depth up to "
-                    f"{max(self.depths)} is needed"
-                )
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"num_heads: {self.num_heads} does not divide hidden_dim: {self.hidden_dim}"
-            )
-        return self
-
-
-# Values become `#SBATCH --key=value` lines, quoted; no value may begin a line of its own.
-OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
-OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-
-
-class SlurmConfig(BaseModel):
-    """How --launcher slurm uses a cluster."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    partition: OneLine | None
-    account: OneLine | None
-    time_minutes: PositiveInt
-    gpus: Annotated[int, Field(ge=0)]
-    cpus: PositiveInt
-    memory_gb: PositiveFloat
-    array_parallelism: PositiveInt
-    signal_before_end_s: PositiveInt
-    requeues: Annotated[int, Field(ge=0)]
-    sbatch: dict[OptionName, OneLine | int | bool]
-    setup: list[OneLine]
-    python: OneLine | None
-    poll_interval_s: PositiveFloat
-    settle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Loader(yaml.SafeLoader):

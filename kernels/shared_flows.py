@@ -15,8 +15,6 @@ import numpy as np
 from jaxtyping import Float, Integer
 from threadpoolctl import threadpool_limits
 
-from harness.machine import available_cores
-
 FLOW_MEMORY_LIMIT = 2 * 2**30
 # Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each
 # of the four points. Twice that leaves room for the time channel's own rounding.
@@ -110,13 +108,14 @@ def compose_by_group(
     start: Float[np.ndarray, "N H"],
     ids: Integer[np.ndarray, "N intervals"],
     batch_size: int,
+    threads: int,
     advance: Callable[[int], object] = lambda intervals: None,
 ) -> Float[np.ndarray, "N H"]:
     """Carry every state through its sequence of flows; the form for a CPU.
 
     At each interval the states are put in the order of their increments, so that each distinct
-    flow is one matrix product. Batches of paths go to one thread each; the batch size, not the
-    number of threads, decides the result's last bits. `advance` is told the intervals done.
+    flow is one matrix product. Each of the `threads` takes batches of paths; the batch size, not
+    the number of threads, decides the result's last bits. `advance` is told the intervals done.
     """
     batches = range(0, len(start), batch_size)
     stop = Event()
@@ -131,7 +130,7 @@ def compose_by_group(
                 raise InterruptedError("composition was stopped")
         return states[np.argsort(rows)]
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         try:
             return np.concatenate(list(pool.map(compose, batches)))
         finally:

@@ -1,68 +1,58 @@
 """The Linear CDE driven by the embeddings of tokens, its fields contracted once for each token.
 
-Letters: V tokens, K distinct controls (at most V), E embedding width, H hidden width, B sequences,
+Letters: V tokens, K distinct controls (at most V), E embedding width, H hidden width, b sequences,
 L tokens of a sequence. The control is (t, x_t) by value, as in the paper's word problem:
 
     y_i = y_{i-1} + (F_k y_{i-1} + t_i A_0 y_{i-1} + B x_k + t_i B_0) / L,    F_k = sum_e A_e x_k^e
 
 with k the control at place i. The fields F_k are one matrix product; a scan over sequences and
-places that contracts A anew at every place, as the equation reads, is in `linear_cde`.
+places that contracts A anew at every place, as the equation reads, is in `linear_cde`. Training
+differentiates `states_by_token`; evaluation, with NumPy, puts all sequences in the order of their
+tokens at every position, so that each token's step is one matrix product.
 """
 
-import equinox as eqx
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Integer
+from threadpoolctl import threadpool_limits
 
-from linear_cde import LinearCDE
+from kernels.shared_flows import Flows, states_in_order
 
 # So few outer products join the optimizer's pass over A; a matrix product is written out first.
 FEW_CONTROLS = 4
 
 
-class TokenCDE(eqx.Module):
-    """A Linear CDE whose parameters are stored by channel: time's apart, the embedding's last.
+def states_by_token(
+    A: Float[Array, "H H E"],
+    A_time: Float[Array, "H H"],
+    B: Float[Array, "H E"],
+    B_time: Float[Array, " H"],
+    start: Float[Array, "b H"],
+    embedding: Float[Array, "V E"],
+    tokens: Integer[Array, "b L"],
+) -> Float[Array, "b L H"]:
+    """States at every position; A is contracted for each token, or place if those are fewer.
 
-    A[h, j, e] and B[h, e] are the paper's A^e[h, j] and B[h, e] for channel e of the embedding,
-    `A_time` and `B_time` those of time. init_matrix and init_bias as in `LinearCDE`.
+    The parameters as `linear_cde.LinearCDEByChannel` stores them; start: the states at the first
+    position. Equal to `linear_cde.A5LinearCDE.states`.
     """
-
-    init_matrix: Float[Array, "H E"]
-    init_bias: Float[Array, " H"]
-    A_time: Float[Array, "H H"]
-    A: Float[Array, "H H E"]
-    B_time: Float[Array, " H"]
-    B: Float[Array, "H E"]
-
-    def __init__(self, hidden_dim: int, input_dim: int, *, key: PRNGKeyArray):
-        """Draw the parameters of a `LinearCDE` and store them by channel."""
-        cde = LinearCDE(hidden_dim, input_dim, key=key)
-        self.init_matrix, self.init_bias = cde.init_matrix, cde.init_bias
-        self.A_time, self.A = cde.A[:, 0], jnp.swapaxes(cde.A[:, 1:], 1, 2)
-        self.B_time, self.B = cde.B[:, 0], cde.B[:, 1:]
-
-    def matrices(self) -> tuple[Float[Array, "H omega H"], Float[Array, "H xi"]]:
-        """A and B as `LinearCDE` has them, time first."""
-        A = jnp.concatenate([self.A_time[:, None], jnp.swapaxes(self.A, 1, 2)], axis=1)
-        return A, jnp.concatenate([self.B_time[:, None], self.B], axis=1)
-
-    def states(
-        self, embedding: Float[Array, "V E"], tokens: Integer[Array, "B L"]
-    ) -> Float[Array, "B L H"]:
-        """States at every position; A is contracted for each token, or place if those are fewer."""
-        num_sequences, length = tokens.shape
-        places = num_sequences * (length - 1)
-        if places < len(embedding):
-            controls = embedding[tokens[:, 1:].reshape(-1)]
-            rows = jnp.arange(places).reshape(num_sequences, length - 1).T
-        else:
-            controls, rows = embedding, tokens[:, 1:].T
-        fields, drifts = contract(self.A, controls), _matmul(controls, self.B.T)
-        start = _matmul(embedding[tokens[:, 0]], self.init_matrix.T) + self.init_bias
-        times = jnp.linspace(0, 1, length)[1:]
-        forcing = drifts[rows] + times[:, None, None] * self.B_time
-        states = euler_scan(fields, self.A_time, forcing, start, times, rows)
-        return jnp.swapaxes(states, 0, 1)
+    num_sequences, length = tokens.shape
+    places = num_sequences * (length - 1)
+    if places < len(embedding):
+        controls = embedding[tokens[:, 1:].reshape(-1)]
+        rows = jnp.arange(places).reshape(num_sequences, length - 1).T
+    else:
+        controls, rows = embedding, tokens[:, 1:].T
+    fields, drifts = contract(A, controls), _matmul(controls, B.T)
+    times = jnp.linspace(0, 1, length)[1:]
+    forcing = drifts[rows] + times[:, None, None] * B_time
+    states = euler_scan(fields, A_time, forcing, start, times, rows)
+    return jnp.swapaxes(states, 0, 1)
 
 
 def _matmul(left: Float[Array, "a b"], right: Float[Array, "b c"]) -> Float[Array, "a c"]:
@@ -97,11 +87,11 @@ contract.defvjp(_contract_forward, _contract_backward)
 def euler_scan(
     fields: Float[Array, "K H H"],
     A_time: Float[Array, "H H"],
-    forcing: Float[Array, "steps B H"],
-    start: Float[Array, "B H"],
+    forcing: Float[Array, "steps b H"],
+    start: Float[Array, "b H"],
     times: Float[Array, " steps"],
-    rows: Integer[Array, "steps B"],
-) -> Float[Array, "L B H"]:
+    rows: Integer[Array, "steps b"],
+) -> Float[Array, "L b H"]:
     """y_i = y_{i-1} + (F_{rows_i} y_{i-1} + t_i A_0 y_{i-1} + forcing_i) / L; all y, start first.
 
     Not differentiable in `times`. Its reverse pass adds each place's outer product to the gradient
@@ -145,9 +135,9 @@ def _scan_backward(saved, d_states):
 
 
 def _sum_outer_products(
-    left: Float[Array, "steps B H"],
-    right: Float[Array, "steps B H"],
-    rows: Integer[Array, "steps B"],
+    left: Float[Array, "steps b H"],
+    right: Float[Array, "steps b H"],
+    rows: Integer[Array, "steps b"],
     num_controls: int,
 ) -> Float[Array, "K H H"]:
     hidden_dim = left.shape[-1]
@@ -162,3 +152,91 @@ def _sum_outer_products(
 
 
 euler_scan.defvjp(_scan_forward, _scan_backward)
+
+
+class BlockWeights(NamedTuple):
+    """The parameters of an `A5LinearCDE` as NumPy arrays."""
+
+    embedding: Float[np.ndarray, "V E"]
+    init_matrix: Float[np.ndarray, "H E"]
+    init_bias: Float[np.ndarray, " H"]
+    A_time: Float[np.ndarray, "H H"]
+    A: Float[np.ndarray, "H H E"]
+    B_time: Float[np.ndarray, " H"]
+    B: Float[np.ndarray, "H E"]
+    mix_weight: Float[np.ndarray, "H H"]
+    mix_bias: Float[np.ndarray, " H"]
+    norm_weight: Float[np.ndarray, " H"]
+    norm_bias: Float[np.ndarray, " H"]
+    norm_eps: float
+    out_weight: Float[np.ndarray, "V H"]
+    out_bias: Float[np.ndarray, " V"]
+
+
+def accuracy_by_token(
+    weights: BlockWeights,
+    tokens: Integer[np.ndarray, "N L"],
+    targets: Integer[np.ndarray, "N L"],
+    batch_size: int,
+    threads: int,
+) -> float:
+    """Fraction of correct tokens over all positions of all sequences, without dropout.
+
+    Equal to the argmax of `linear_cde.A5LinearCDE`'s logits, but for ties within rounding; memory
+    does not grow with the number of sequences.
+    """
+    flows_at = token_flows(weights, tokens.shape[1])
+
+    def correct(first: int) -> int:
+        rows = slice(first, first + batch_size)
+        return _count_correct(weights, flows_at, tokens[rows], targets[rows])
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(correct, range(0, len(tokens), batch_size))) / targets.size
+
+
+def token_flows(weights: BlockWeights, length: int) -> Callable[[int], Flows]:
+    """The Euler step of each token as an affine map, by step."""
+    times = np.linspace(0, 1, length, dtype=np.float32)
+    fields = np.tensordot(weights.embedding, weights.A, axes=(1, 2))
+    by_token = np.ascontiguousarray(fields.swapaxes(1, 2)) / np.float32(length)
+    drifts = weights.embedding @ weights.B.T / np.float32(length)
+    by_time = weights.A_time.T / np.float32(length)
+    time_drift = weights.B_time / np.float32(length)
+
+    def flows_at(step: int) -> Flows:
+        t = times[step + 1]
+        return Flows(by_token + t * by_time, drifts + t * time_drift)
+
+    return flows_at
+
+
+def _count_correct(
+    weights: BlockWeights,
+    flows_at: Callable[[int], Flows],
+    tokens: Integer[np.ndarray, "N L"],
+    targets: Integer[np.ndarray, "N L"],
+) -> int:
+    embedded = weights.embedding[tokens[:, 0]]
+    start = embedded @ weights.init_matrix.T + weights.init_bias
+    correct = int(np.sum(_predict(weights, start, embedded) == targets[:, 0]))
+    for step, (rows, states) in enumerate(states_in_order(start, tokens[:, 1:], flows_at), 1):
+        predicted = _predict(weights, states, weights.embedding[tokens[rows, step]])
+        correct += int(np.sum(predicted == targets[rows, step]))
+    return correct
+
+
+def _predict(
+    weights: BlockWeights, states: Float[np.ndarray, "N H"], embedded: Float[np.ndarray, "N E"]
+) -> Integer[np.ndarray, " N"]:
+    hidden = states @ weights.mix_weight.T
+    hidden += weights.mix_bias
+    np.maximum(hidden, 0, out=hidden)
+    hidden += embedded
+    hidden -= hidden.mean(axis=1, keepdims=True)
+    variance = np.einsum("nh,nh->n", hidden, hidden)[:, None] / hidden.shape[1]
+    hidden /= np.sqrt(variance + weights.norm_eps)
+    # The norm's scale and shift go into the output layer, once instead of once for each row.
+    out = weights.out_weight * weights.norm_weight
+    bias = weights.out_bias + weights.out_weight @ weights.norm_bias
+    return np.argmax(hidden @ out.T + bias, axis=1)

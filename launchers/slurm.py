@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.helpers import DelayedSubmission
 
-from experiments.schema import SlurmConfig, load_config
+from experiments.schema import PositiveFloat, PositiveInt, load_config
 from harness.atomic_files import atomic_write
 from harness.errors import UnavailableError
 from harness.paths import LOGS, ROOT
@@ -33,6 +34,32 @@ from launchers.reports import divergence, is_finished, print_failure, result_in_
 
 PREEMPTED = signal.SIGUSR2  # submitit's signal
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+
+
+# Values become `#SBATCH --key=value` lines, quoted; no value may begin a line of its own.
+OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
+OptionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+
+
+class SlurmConfig(BaseModel):
+    """How --launcher slurm uses a cluster."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    partition: OneLine | None
+    account: OneLine | None
+    time_minutes: PositiveInt
+    gpus: Annotated[int, Field(ge=0)]
+    cpus: PositiveInt
+    memory_gb: PositiveFloat
+    array_parallelism: PositiveInt
+    signal_before_end_s: PositiveInt
+    requeues: Annotated[int, Field(ge=0)]
+    sbatch: dict[OptionName, OneLine | int | bool]
+    setup: list[OneLine]
+    python: OneLine | None
+    poll_interval_s: PositiveFloat
+    settle_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RunTask:

@@ -1,0 +1,229 @@
+"""The random Linear CDE with a trained readout on the toy task: paper, section 5.1 and Figure 1.
+
+A model is drawn, never trained; its state at t = 1 is the feature of a path, and ordinary least
+squares fits the signature term to the features. Letters: H hidden width, d path dimension, n points
+of a path, N paths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, model_validator
+
+from data_dir.datasets import ToyDataset, load_toy_dataset
+from experiments.devices import jax_device
+from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
+from harness.file_names import toy_lcde_name
+from harness.machine import available_cores
+from harness.paths import TOY_RESULTS
+from harness.progress import progress_bar
+from harness.records import Run, provenance, save_run
+
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
+
+    from kernels.shared_flows import SharedIncrements
+    from linear_cde import LinearCDE, Solver
+
+EXTRA = "jax"
+PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
+
+
+class Config(ExperimentConfig):
+    """The settings; their values stand in experiment_configs/lcde_toy.yaml."""
+
+    flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-i": "input_dims"}
+    not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir", "runs", "input_dims"})
+
+    runs: PositiveInt
+    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
+    hidden_dim: PositiveInt
+    num_paths: Annotated[int, Field(ge=10)]
+    train_fraction: Fraction
+    paper_data: bool
+    solver: Literal["tsit5", "scan"]
+    rtol: PositiveFloat
+    atol: PositiveFloat
+    dt0: PositiveFloat
+    share_flows: bool
+    matmul_precision: Literal["float32", "tf32"]
+    batch_size: PositiveInt
+    flow_batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if len(set(self.input_dims)) != len(self.input_dims):
+            raise ValueError("input_dims: each dimension may be named once")
+        if not 0 < int(self.train_fraction * self.num_paths) < self.num_paths:
+            raise ValueError(
+                f"train_fraction: {self.train_fraction} of num_paths: {self.num_paths} leaves no "
+                "path to train on, or none to validate on"
+            )
+        if self.matmul_precision == "tf32" and self.share_flows:
+            raise ValueError(
+                "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
+                "needs share_flows: false (allowed with share_flows: true: float32)"
+            )
+        return self
+
+
+def plan(config: Config, results_dir: Path) -> list[Run]:
+    """One run for each path dimension d and run number."""
+    return [
+        Run(
+            label=f"{input_dim}D run {run}",
+            files=(results_dir / TOY_RESULTS / toy_lcde_name(input_dim, run),),
+            config={**config.identity(), "input_dim": input_dim, "run": run},
+        )
+        for input_dim in config.input_dims
+        for run in range(config.runs)
+    ]
+
+
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
+    """Do the runs, those of one dimension after each other: an MSE on the validation paths each.
+
+    Raises: UnavailableError, DataError, OSError, FloatingPointError.
+    """
+    origin = provenance(PACKAGES, jax_device(device))
+    solve = solver_of(config)
+    errors: dict[int, list[float]] = {}
+    loaded = None
+    for run in runs:
+        input_dim = run.config["input_dim"]
+        if loaded != input_dim:
+            dataset = load_toy_dataset(
+                data_dir,
+                input_dim,
+                num_paths=config.num_paths,
+                train_fraction=config.train_fraction,
+                paper_data=config.paper_data,
+            )
+            shared, how = choose_sharing(config, dataset.paths)
+            print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
+            loaded = input_dim
+        mse, seconds = do_run(config, run, dataset, shared, solve)
+        run.context.show(0, {"mse": mse})
+        details = {"mse": mse, **seconds, "solver": f"{config.solver}, {how}"}
+        save_run(run, [np.asarray(mse)], details, origin)
+        print(f"{run.label}: MSE {mse:.6e} in {seconds['wall_time_s']:.1f} s", flush=True)
+        errors.setdefault(input_dim, []).append(mse)
+    print_spread(errors)
+
+
+def do_run(
+    config: Config,
+    run: Run,
+    dataset: ToyDataset,
+    shared: SharedIncrements | None,
+    solve: Solver,
+) -> tuple[float, dict[str, float]]:
+    """Draw the run's model, compute its features, fit the readout: the MSE, and what it took."""
+    from equinox import EquinoxRuntimeError
+
+    from linear_cde import LinearCDE, train_linear
+
+    started = time.monotonic()
+    key = model_key(config.seed, run.config["run"])
+    model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=key)
+    try:
+        features = features_of(model, dataset.paths, shared, config, solve, run.label)
+    except EquinoxRuntimeError:
+        raise FloatingPointError(
+            f"{run.label}: the solver failed: within diffrax's 4096 steps it found no solution "
+            f"that meets rtol {config.rtol} and atol {config.atol}"
+        ) from None
+    features_s = time.monotonic() - started
+    mse = train_linear(features, dataset.labels, dataset.num_train)
+    wall_time_s = time.monotonic() - started
+    return mse, {"features_s": round(features_s, 2), "wall_time_s": round(wall_time_s, 2)}
+
+
+def model_key(seed: int, run: int) -> PRNGKeyArray:
+    """The model key of a run: the released runs' chain of splits, the same for every d."""
+    import jax
+
+    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(False):
+        key = jax.random.PRNGKey(seed)
+        for _ in range(run + 1):
+            model_key, _, key = jax.random.split(key, 3)
+    return model_key
+
+
+def choose_sharing(
+    config: Config, paths: Float[np.ndarray, "N n d"]
+) -> tuple[SharedIncrements | None, str]:
+    """The increments whose flows are shared, or None for path by path, and why in words."""
+    from kernels.shared_flows import find_shared_increments
+
+    if not config.share_flows:
+        return None, "path by path (share_flows: false)"
+    shared, reason = find_shared_increments(sample_times(paths), paths, config.hidden_dim)
+    if shared is None:
+        return None, f"path by path, though share_flows is true: {reason}"
+    return shared, f"shared flows: {reason}"
+
+
+def features_of(
+    model: LinearCDE,
+    paths: Float[np.ndarray, "N n d"],
+    shared: SharedIncrements | None,
+    config: Config,
+    solve: Solver,
+    description: str = "features",
+) -> Float[np.ndarray, "N H"]:
+    """The state Z at t = 1 of every path, (N, H) float32.
+
+    shared: the paths' increments, to compose shared flows (grouped on a CPU, gathered on a GPU);
+    None to solve path by path, `batch_size` at a time, as the paper did.
+    """
+    import jax
+
+    from kernels.shared_flows import compose_by_gather, compose_by_group
+    from linear_cde import interval_flows, solve_paths
+
+    ts = sample_times(paths)
+    with progress_bar(description, len(paths) * (len(ts) - 1), "interval") as bar:
+        if shared is None:
+            parts = []
+            for i in range(0, len(paths), config.batch_size):
+                batch = paths[i : i + config.batch_size]
+                parts.append(np.asarray(solve_paths(model, ts, batch, solve)))
+                bar.update(len(batch) * (len(ts) - 1))
+            return np.concatenate(parts)
+        flows = interval_flows(model, ts[:2], shared.values, solve)
+        start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
+        if jax.default_backend() == "gpu":
+            return compose_by_gather(flows, start, shared.ids, config.batch_size, bar.update)
+        size, threads = config.flow_batch_size, available_cores()
+        return compose_by_group(flows, start, shared.ids, size, threads, bar.update)
+
+
+def solver_of(config: Config) -> Solver:
+    """The solver a config names."""
+    from linear_cde import adaptive_cde_solve, scan_cde_solve
+
+    precision: Mapping[str, Any] = {"matmul_precision": config.matmul_precision}
+    if config.solver == "scan":
+        return partial(scan_cde_solve, **precision)
+    tolerances = {"rtol": config.rtol, "atol": config.atol, "dt0": config.dt0}
+    return partial(adaptive_cde_solve, **tolerances, **precision)
+
+
+def sample_times(paths: Float[np.ndarray, "N n d"]) -> Float[np.ndarray, " n"]:
+    """The times of a path's points: n equally spaced from 0 to 1."""
+    return np.linspace(0, 1, paths.shape[1], dtype=np.float32)
+
+
+def print_spread(errors: Mapping[int, list[float]]) -> None:
+    """A line for each dimension: mean, least and greatest MSE over its runs."""
+    for input_dim, found in sorted(errors.items()):
+        spread = f"mean {np.mean(found):.4e}, least {min(found):.4e}, greatest {max(found):.4e}"
+        print(f"{input_dim}D: validation MSE over {len(found)} runs: {spread}")

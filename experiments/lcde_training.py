@@ -1,0 +1,153 @@
+"""How the Linear CDE is trained on words: one AdamW update, one evaluation, what a resume needs.
+
+The only file of the experiments that imports JAX at once; `lcde_a5.run` imports it when a run is
+to be done. Letters: V tokens, E embedding width, H hidden width, b sequences, L tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from experiments.training_loop import DataOrder
+from harness.machine import available_cores
+from kernels.token_cde import BlockWeights, accuracy_by_token, states_by_token
+from linear_cde import A5LinearCDE
+
+StatesForm = Callable[[A5LinearCDE, UInt8[Array, "b L"]], Float[Array, "b L H"]]
+
+
+def fast_states(model: A5LinearCDE, tokens: UInt8[Array, "b L"]) -> Float[Array, "b L H"]:
+    """`A5LinearCDE.states`, with A contracted once for each token."""
+    cde, embedding = model.cde, model.embedding
+    start = cde.initial_states(embedding[tokens[:, 0]])
+    return states_by_token(cde.A, cde.A_time, cde.B, cde.B_time, start, embedding, tokens)
+
+
+def mean_cross_entropy(
+    model: A5LinearCDE,
+    tokens: UInt8[Array, "b L"],
+    targets: UInt8[Array, "b L"],
+    dropout: float,
+    key: PRNGKeyArray,
+    states: StatesForm = fast_states,
+) -> Float[Array, ""]:
+    """Cross-entropy over all positions of all sequences, from log-softmax."""
+    logits = model.logits(states(model, tokens), model.embedding[tokens], dropout, key)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets.astype(jnp.int32))
+    return jnp.mean(losses)
+
+
+class TrainState(NamedTuple):
+    """What an update changes: the model and AdamW's moments."""
+
+    model: A5LinearCDE
+    moments: optax.OptState
+
+
+class Batch(NamedTuple):
+    """Sequences and their running products, uint8 (b, L)."""
+
+    tokens: UInt8[np.ndarray, "b L"]
+    targets: UInt8[np.ndarray, "b L"]
+
+    def take(self, rows: np.ndarray) -> "Batch":
+        """Some of the sequences."""
+        return Batch(self.tokens[rows], self.targets[rows])
+
+
+@eqx.filter_jit(donate="all")
+def train_step(
+    state: TrainState,
+    batches: Sequence[Batch],
+    key: PRNGKeyArray,
+    optimizer: optax.GradientTransformation,
+    dropout: float,
+    states: StatesForm = fast_states,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One update for each batch, in order; returns the state and the first batch's loss.
+
+    The arguments' buffers are donated: the state passed in is gone afterwards.
+    """
+    losses = []
+    for batch, batch_key in zip(batches, jr.split(key, len(batches)), strict=True):
+        loss, gradients = eqx.filter_value_and_grad(mean_cross_entropy)(
+            state.model, batch.tokens, batch.targets, dropout, batch_key, states
+        )
+        updates, moments = optimizer.update(gradients, state.moments, state.model)
+        state = TrainState(eqx.apply_updates(state.model, updates), moments)
+        losses.append(loss)
+    return state, losses[0]
+
+
+def accuracy(model: A5LinearCDE, data: Batch, batch_size: int) -> float:
+    """Fraction of correct tokens over all positions of all sequences, without dropout."""
+    weights = block_weights(model)
+    return accuracy_by_token(weights, data.tokens, data.targets, batch_size, available_cores())
+
+
+def block_weights(model: A5LinearCDE) -> BlockWeights:
+    """A model's parameters as the evaluation by token takes them."""
+    cde, mix, norm, out = model.cde, model.mix, model.norm, model.out
+    weights = BlockWeights(
+        embedding=model.embedding,
+        init_matrix=cde.init_matrix,
+        init_bias=cde.init_bias,
+        A_time=cde.A_time,
+        A=cde.A,
+        B_time=cde.B_time,
+        B=cde.B,
+        mix_weight=mix.weight,
+        mix_bias=mix.bias,
+        norm_weight=norm.weight,
+        norm_bias=norm.bias,
+        norm_eps=norm.eps,
+        out_weight=out.weight,
+        out_bias=out.bias,
+    )
+    return BlockWeights(*(np.asarray(x) if eqx.is_array(x) else x for x in weights))
+
+
+class Training:
+    """A model, its AdamW state and its data, as the training loop wants them."""
+
+    def __init__(
+        self,
+        model: A5LinearCDE,
+        orders: Sequence[tuple[Batch, DataOrder]],
+        optimizer: optax.GradientTransformation,
+        dropout: float,
+        metric: Callable[[A5LinearCDE], float],
+        key: PRNGKeyArray,
+    ):
+        """orders: for each update of a step its data and their order; a step folds `key`."""
+        self.optimizer, self.dropout, self.metric = optimizer, dropout, metric
+        self.state = TrainState(model, optimizer.init(eqx.filter(model, eqx.is_array)))
+        self.orders, self.key = orders, key
+
+    def update(self, step: int) -> float:
+        """One update for each order; returns the first one's loss."""
+        batches = [data.take(order.rows(step)) for data, order in self.orders]
+        key = jr.fold_in(self.key, step)
+        self.state, loss = train_step(self.state, batches, key, self.optimizer, self.dropout)
+        return float(loss)
+
+    def evaluate(self) -> float:
+        """The metric of the model as it is."""
+        return self.metric(self.state.model)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Parameters and moments."""
+        return [np.asarray(x) for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array))]
+
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Back to parameters and moments that `arrays` gave."""
+        current, rest = eqx.partition(self.state, eqx.is_array)
+        restored = jax.tree.unflatten(jax.tree.structure(current), map(jnp.asarray, arrays))
+        self.state = eqx.combine(restored, rest)

@@ -1,0 +1,161 @@
+"""S4, Mamba and S5 trained on the toy task: paper, section 5.1, Figure 1.
+
+A linear input layer, one or two blocks, the mean over positions, a linear output, trained by Adam
+on the squared error; the metric is the RMSE on the validation paths.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from data_dir.datasets import load_toy_dataset
+from experiments.devices import torch_device
+from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
+from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from harness.file_names import ToyCurveKey, configuration_label, toy_rmse_name, toy_steps_name
+from harness.paths import TOY_RESULTS
+from harness.records import Run
+
+EXTRA = "torch"
+
+
+class Config(SSMConfig):
+    """The settings; their values stand in experiment_configs/ssm_toy.yaml."""
+
+    flags: ClassVar[Mapping[str, str]] = {
+        "-s": "seed",
+        "-n": "models",
+        "-d": "depths",
+        "-i": "input_dims",
+        "-nl": "nonlinear",
+    }
+    not_identity: ClassVar[frozenset[str]] = frozenset(
+        {"results_dir", "runs", "models", "input_dims", "depths", "nonlinear"}
+        | {"checkpoint_interval", "eval_batch_size"}
+    )
+
+    runs: PositiveInt
+    models: Annotated[list[Literal["Mamba", "S4", "S5"]], Field(min_length=1)]
+    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
+    depths: Annotated[list[Depth], Field(min_length=1)]
+    nonlinear: Annotated[list[bool], Field(min_length=1)]
+    num_paths: Annotated[int, Field(ge=10)]
+    train_fraction: Fraction
+    paper_data: bool
+    block_order: Literal["activate_then_mix", "mix_then_activate"]
+    learning_rate: PositiveFloat
+    max_steps: PositiveInt
+
+
+def plan(config: Config, results_dir: Path) -> list[Run]:
+    """One run for each path dimension, model, configuration of blocks and run number."""
+    folder = results_dir / TOY_RESULTS
+    return [
+        _run(config, folder, model, depth, nonlinear, input_dim, number)
+        for input_dim in config.input_dims
+        for model in config.models
+        for depth, nonlinear in _configurations(config)
+        for number in range(config.runs)
+    ]
+
+
+def _configurations(config: Config) -> list[tuple[int, bool]]:
+    """Depth and nonlinearity; the paper has no nonlinear model of depth 1.
+
+    That one is run where nothing else is asked for.
+    """
+    pairs = [(depth, nonlinear) for depth in config.depths for nonlinear in config.nonlinear]
+    return [pair for pair in pairs if pair != (1, True)] or pairs
+
+
+def _run(
+    config: Config,
+    folder: Path,
+    model: str,
+    depth: int,
+    nonlinear: bool,
+    input_dim: int,
+    number: int,
+) -> Run:
+    rate, width = config.learning_rate, config.hidden_dim
+    key = ToyCurveKey(model, depth, nonlinear, input_dim, rate, width, number)
+    settings = {
+        "model": model,
+        "depth": depth,
+        "nonlinear": nonlinear,
+        "input_dim": input_dim,
+        "run": number,
+    }
+    return Run(
+        label=f"{input_dim}D {configuration_label(model, depth, nonlinear)}, run {number}",
+        files=(folder / toy_steps_name(key), folder / toy_rmse_name(key)),
+        config={**config.identity(), **settings},
+    )
+
+
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
+    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+
+    Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
+    names the runs that diverged.
+    """
+    from experiments.ssm_training import announced_backend, origin_of_runs
+
+    where = torch_device(device)
+    backend = announced_backend(config.scan_backend, where)
+    origin = origin_of_runs(where, backend)
+    outcomes = {}
+    for run in runs:
+        outcomes[run.label] = do_run(config, run, data_dir, where, backend, origin)
+    report_divergence(outcomes)
+
+
+def do_run(
+    config: Config, run: Run, data_dir: Path, where: Any, backend: str, origin: Mapping[str, Any]
+) -> str:
+    """Data, model, training, the result with its record. Returns the outcome."""
+    import torch
+
+    from experiments import ssm_training as training
+
+    settings = run.config
+    data = load_toy_dataset(
+        data_dir,
+        settings["input_dim"],
+        num_paths=config.num_paths,
+        train_fraction=config.train_fraction,
+        paper_data=config.paper_data,
+    )
+    paths, labels = (torch.from_numpy(x).to(where) for x in (data.paths, data.labels))
+    seed = training.run_seed(settings)
+    order = DataOrder(data.num_train, config.batch_size, [*seed, training.ORDER])
+    validation = paths[data.num_train :], labels[data.num_train :]
+    model = model_of(config, settings, backend).to(where)
+    trainable = training.Training(
+        training.maybe_compiled(model, config.compile),
+        torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate),
+        [(paths, labels, order)],
+        training.squared_error,
+        lambda m: training.root_mean_square_error(m, *validation, config.eval_batch_size),
+    )
+    schedule = Schedule(config.max_steps, config.eval_interval, config.checkpoint_interval)
+    return train_run(run, trainable, schedule, "rmse", origin)
+
+
+def model_of(config: Config, settings: Mapping[str, Any], backend: str) -> Any:
+    """The `SequenceModel` of a run, drawn from the run's own stream."""
+    from experiments.ssm_training import PARAMETERS, generator_of, layer_maker, run_seed
+    from torch_sequence_models import toy_model
+
+    generator = generator_of([*run_seed(settings), PARAMETERS])
+    return toy_model(
+        layer_maker(config, settings, backend, generator),
+        input_dim=settings["input_dim"],
+        width=config.hidden_dim,
+        depth=settings["depth"],
+        nonlinear=settings["nonlinear"],
+        mix_first=config.block_order == "mix_then_activate",
+        generator=generator,
+    )

@@ -1,0 +1,190 @@
+"""How sequence models are trained: one Adam update, the metrics, the streams of random numbers.
+
+What `ssm_toy` and `ssm_a5` share; it imports PyTorch at once, and they import it when a run is to
+be done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.devices import device_in_words
+from experiments.schema import SSMConfig
+from experiments.training_loop import DataOrder
+from harness.errors import CompilationError, UnavailableError
+from harness.records import provenance
+from kernels.selective_scan import choose_backend
+from torch_layers import Dropout, make_layer
+
+PACKAGES = ("torch", "mamba-ssm", "s5-pytorch", "numpy")
+# What a run draws, after its seed and what names it. Never 0: NumPy pads short seeds with zeros.
+SPLIT, ORDER, SHORT_ORDER, PARAMETERS, DROPOUT = 1, 2, 3, 4, 5
+# The settings that tell a run's streams from those of others with its seed.
+RUN_NAME = {"model", "input_dim", "nonlinear", "depth", "run", "length"}
+
+
+def generator_of(seed: Sequence[int], device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for each sequence of integers."""
+    generator = torch.Generator(device)
+    reseed(generator, seed)
+    return generator
+
+
+def reseed(generator: torch.Generator, seed: Sequence[int]) -> None:
+    """Put a generator at the start of the stream that `seed` names."""
+    (word,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    generator.manual_seed(int(word))
+
+
+def run_seed(run: Mapping[str, Any]) -> list[int]:
+    """Integers that name a run, for its streams: the seed, then what tells it from the others."""
+    name = "/".join(str(run[key]) for key in sorted(run) if key in RUN_NAME)
+    return [run["seed"], *name.encode()]
+
+
+def layer_maker(
+    config: SSMConfig,
+    run: Mapping[str, Any],
+    backend: str,
+    generator: torch.Generator,
+    attention: tuple[int, int, Dropout] | None = None,
+) -> Callable[[], nn.Module]:
+    """Draws the run's next layer; attention as in `make_layer`."""
+    return lambda: make_layer(
+        run["model"],
+        config.hidden_dim,
+        config.state_dim,
+        backend=backend,
+        s4_mode=config.s4_mode,
+        s4_softplus_step=config.s4_softplus_step,
+        attention=attention,
+        generator=generator,
+    )
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """A model's parameters for Adam: in one pass over memory, but for complex ones (S4's, S5's).
+
+    PyTorch's fused Adam has no complex numbers.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.is_complex() != fused], "fused": fused}
+        for fused in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Training:
+    """A model, its optimizer and its data, as the training loop wants them.
+
+    A step adds the gradients of the losses of one batch of each source, then updates once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Adam,
+        sources: Sequence[tuple[Tensor, Tensor, DataOrder]],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        metric: Callable[[nn.Module], float],
+        dropout: tuple[torch.Generator, Sequence[int]] | None = None,
+    ):
+        """sources: inputs, targets, order; dropout: its generator, and the seed of its steps."""
+        self.model, self.optimizer, self.sources = model, optimizer, sources
+        self.loss, self.metric, self.dropout = loss, metric, dropout
+        # Adam makes its state at its first step; here already, so that it can be restored.
+        for parameter in model.parameters():
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            steps = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = {"step": steps, **moments}
+
+    def update(self, step: int) -> float:
+        """One update; returns the loss of the first source's batch."""
+        if self.dropout is not None:
+            generator, seed = self.dropout
+            reseed(generator, [*seed, step])
+        self.model.train()
+        self.optimizer.zero_grad()
+        losses = []
+        for inputs, targets, order in self.sources:
+            rows = torch.from_numpy(order.rows(step)).to(inputs.device)
+            loss = self.loss(self.model(inputs[rows]), targets[rows])
+            loss.backward()
+            losses.append(loss.detach())
+        self.optimizer.step()
+        return float(losses[0])
+
+    def evaluate(self) -> float:
+        """The metric of the model as it is."""
+        self.model.eval()
+        with torch.inference_mode():
+            return self.metric(self.model)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Parameters and the optimizer's state."""
+        return [tensor.detach().cpu().numpy().copy() for tensor in self._tensors()]
+
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Back to what `arrays` gave."""
+        with torch.no_grad():
+            for tensor, array in zip(self._tensors(), arrays, strict=True):
+                tensor.copy_(torch.from_numpy(array))
+
+    def _tensors(self) -> list[Tensor]:
+        parameters = list(self.model.parameters())
+        states = [self.optimizer.state[parameter] for parameter in parameters]
+        return parameters + [tensor for state in states for tensor in state.values()]
+
+
+def root_mean_square_error(
+    model: nn.Module, paths: Tensor, labels: Tensor, batch_size: int
+) -> float:
+    """RMSE over all paths, each with the same weight."""
+    pairs = zip(paths.split(batch_size), labels.split(batch_size), strict=True)
+    squares = sum(torch.sum((model(x)[:, 0] - y).double() ** 2) for x, y in pairs)
+    return float(torch.sqrt(squares / len(labels)))
+
+
+def accuracy(model: nn.Module, tokens: Tensor, targets: Tensor, batch_size: int) -> float:
+    """Fraction of correct tokens over all positions of all sequences."""
+    pairs = zip(tokens.split(batch_size), targets.split(batch_size), strict=True)
+    correct = sum(torch.sum(model(x).argmax(dim=2) == y) for x, y in pairs)
+    return float(correct) / targets.numel()
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared error."""
+    return nn.functional.mse_loss(outputs[:, 0], labels)
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy over all positions of all sequences."""
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
+
+
+def origin_of_runs(device: torch.device, backend: str) -> dict[str, Any]:
+    """How runs are being made, for their records; the number of threads decides the last bits."""
+    return {
+        **provenance(PACKAGES, device_in_words(device)),
+        "threads": torch.get_num_threads(),
+        "scan_backend": backend,
+    }
+
+
+def announced_backend(name: str, device: torch.device) -> str:
+    """The selective scan's backend, printed once. Raises: UnavailableError."""
+    try:
+        backend = choose_backend(device.type, name)
+    except CompilationError as error:
+        raise UnavailableError(str(error)) from None
+    print(f"selective scan: {backend}", flush=True)
+    return backend
+
+
+def maybe_compiled(model: nn.Module, wanted: bool) -> nn.Module:
+    """The model, through torch.compile if that is wanted."""
+    return torch.compile(model) if wanted else model
