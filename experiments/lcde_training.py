@@ -25,9 +25,9 @@ StatesForm = Callable[[A5LinearCDE, UInt8[Array, "b L"]], Float[Array, "b L H"]]
 
 def fast_states(model: A5LinearCDE, tokens: UInt8[Array, "b L"]) -> Float[Array, "b L H"]:
     """`A5LinearCDE.states`, with A contracted once for each token."""
-    cde, embedding = model.cde, model.embedding
-    start = cde.initial_states(embedding[tokens[:, 0]])
-    return states_by_token(cde.A, cde.A_time, cde.B, cde.B_time, start, embedding, tokens)
+    cde = model.cde
+    fields = cde.A, cde.A_time, cde.B, cde.B_time
+    return states_by_token(*fields, cde.init_matrix, cde.init_bias, model.embedding, tokens)
 
 
 def mean_cross_entropy(

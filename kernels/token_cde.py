@@ -32,14 +32,15 @@ def states_by_token(
     A_time: Float[Array, "H H"],
     B: Float[Array, "H E"],
     B_time: Float[Array, " H"],
-    start: Float[Array, "b H"],
+    init_matrix: Float[Array, "H E"],
+    init_bias: Float[Array, " H"],
     embedding: Float[Array, "V E"],
     tokens: Integer[Array, "b L"],
 ) -> Float[Array, "b L H"]:
     """States at every position; A is contracted for each token, or place if those are fewer.
 
-    The parameters as `linear_cde.LinearCDEByChannel` stores them; start: the states at the first
-    position. Equal to `linear_cde.A5LinearCDE.states`.
+    The parameters as `linear_cde.LinearCDEByChannel` stores them. Equal to
+    `linear_cde.A5LinearCDE.states`.
     """
     num_sequences, length = tokens.shape
     places = num_sequences * (length - 1)
@@ -49,6 +50,7 @@ def states_by_token(
     else:
         controls, rows = embedding, tokens[:, 1:].T
     fields, drifts = contract(A, controls), _matmul(controls, B.T)
+    start = _matmul(embedding[tokens[:, 0]], init_matrix.T) + init_bias
     times = jnp.linspace(0, 1, length)[1:]
     forcing = drifts[rows] + times[:, None, None] * B_time
     states = euler_scan(fields, A_time, forcing, start, times, rows)
