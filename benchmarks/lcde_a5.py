@@ -33,20 +33,13 @@ import numpy as np
 import optax
 
 from data_dir.finite_groups import group
-from experiments.lcde_a5 import (
-    PACKAGES,
-    A5LinearCDE,
-    Batch,
-    TrainState,
-    drop,
-    evaluate,
-    train_step,
-)
-from experiments.schema import LCDEA5Config, load_config
+from experiments.lcde_a5 import PACKAGES, Config
+from experiments.lcde_training import Batch, TrainState, accuracy, train_step
+from experiments.schema import load_config
 from harness.machine import describe_machine, package_versions, peak_memory_gib
 from harness.paths import CONFIG_FOLDER
 from kernels.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
-from linear_cde import LinearCDE, control_path, scan_cde_solve
+from linear_cde import A5LinearCDE, LinearCDE, control_path, euler_scan
 
 EVALUATED, PLAIN_EVALUATED, PLAIN_BATCH = 20_000, 1_200, 400
 MEMORY_SEQUENCES = (20_000, 200_000)
@@ -73,14 +66,11 @@ class PlainA5(eqx.Module):
 
     def __call__(self, tokens: jax.Array, dropout: float, key: jax.Array) -> jax.Array:
         """Logits of each position, (L, V)."""
-        first_key, second_key = jr.split(key)
         embedded = self.embedding[tokens]
         control = control_path(jnp.linspace(0, 1, len(tokens)), embedded)
         start = self.cde.initial_state(embedded[0])
-        states = scan_cde_solve(self.cde.A, self.cde.B, start, control, control)
-        hidden = jax.nn.relu(jax.vmap(self.mix)(drop(states, dropout, first_key)))
-        hidden = drop(hidden, dropout, second_key) + embedded
-        return jax.vmap(self.out)(jax.vmap(self.norm)(hidden))
+        states = euler_scan(self.cde.A, self.cde.B, start, control, control)
+        return A5LinearCDE.logits(self, states[None], embedded[None], dropout, key)[0]
 
 
 def plain_loss(model: PlainA5, batch: Batch, dropout: float, key: jax.Array) -> jax.Array:
@@ -140,7 +130,7 @@ def random_batch(count: int, length: int, seed: int) -> Batch:
 class Sides:
     """Both models on their way, and one call for each thing that is timed."""
 
-    def __init__(self, config: LCDEA5Config, length: int):
+    def __init__(self, config: Config, length: int):
         """Same parameters on both sides."""
         self.config, self.length, self.step = config, length, 0
         self.optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
@@ -225,7 +215,7 @@ def compare_evaluations(sides: Sides, repeats: int) -> dict[str, object]:
     plain_evaluate(plain_model, subset)
     ours_s, plain_s = [], []
     for _ in range(repeats):
-        ours_s.append(timed(evaluate, model, data, batch_size)[0])
+        ours_s.append(timed(accuracy, model, data, batch_size)[0])
         seconds, expected = timed(plain_evaluate, plain_model, subset)
         plain_s.append(seconds * EVALUATED / PLAIN_EVALUATED)
     ours, plain = statistics.median(ours_s), statistics.median(plain_s)
@@ -233,11 +223,11 @@ def compare_evaluations(sides: Sides, repeats: int) -> dict[str, object]:
         "eval_speedup": round(plain / ours, 1),
         "eval_s": {"ours": round(ours, 2), "plain": round(plain, 1)},
         "eval_plain": f"{PLAIN_EVALUATED} sequences, times {EVALUATED / PLAIN_EVALUATED:.3g}",
-        "accuracy_difference": evaluate(model, subset, batch_size) - expected,
+        "accuracy_difference": accuracy(model, subset, batch_size) - expected,
     }
 
 
-def own_memory(config: LCDEA5Config, length: int) -> dict[str, object]:
+def own_memory(config: Config, length: int) -> dict[str, object]:
     """Peak memory of this process after training steps, then after each evaluation."""
     keep_freed_memory()
     optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
@@ -252,7 +242,7 @@ def own_memory(config: LCDEA5Config, length: int) -> dict[str, object]:
     jax.block_until_ready(state.model.cde.A)
     peaks = {"training": peak_memory_gib()}
     for count in MEMORY_SEQUENCES:
-        evaluate(state.model, random_batch(count, length, seed=0), config.eval_batch_size)
+        accuracy(state.model, random_batch(count, length, seed=0), config.eval_batch_size)
         peaks[f"then evaluating {count:,} sequences"] = peak_memory_gib()
     return peaks
 
@@ -271,7 +261,7 @@ def peak_memory(arguments: argparse.Namespace, length: int) -> dict[str, object]
 
 def main() -> None:
     """Measure and print one JSON object."""
-    config = load_config(LCDEA5Config, CONFIG_FOLDER / "lcde_a5.yaml", {})
+    config = load_config(Config, CONFIG_FOLDER / "lcde_a5.yaml", {})
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

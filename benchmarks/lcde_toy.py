@@ -24,17 +24,18 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_dir.datasets import load_toy_dataset
-from experiments.schema import LCDEToyConfig, load_config
+from experiments.lcde_toy import (
+    PACKAGES,
+    Config,
+    choose_sharing,
+    features_of,
+    model_key,
+    solver_of,
+)
+from experiments.schema import load_config
 from harness.machine import describe_machine, package_versions
 from harness.paths import CONFIG_FOLDER, DATA_DIR
-from linear_cde import (
-    PACKAGES,
-    LinearCDE,
-    choose_sharing,
-    obtain_features_from_model,
-    run_model_key,
-    solver_from_config,
-)
+from linear_cde import LinearCDE
 
 GROWTH = (25_000, 50_000, 100_000)
 SMALLEST_SUBSET = 4000
@@ -49,7 +50,7 @@ def timed(make: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def measure(input_dim: int, repeats: int, subset: int) -> dict[str, object]:
     """All figures of one input dimension."""
-    config = load_config(LCDEToyConfig, CONFIG_FOLDER / "lcde_toy.yaml", {})
+    config = load_config(Config, CONFIG_FOLDER / "lcde_toy.yaml", {})
     paths = load_toy_dataset(
         DATA_DIR,
         input_dim,
@@ -57,17 +58,17 @@ def measure(input_dim: int, repeats: int, subset: int) -> dict[str, object]:
         train_fraction=config.train_fraction,
         paper_data=True,
     ).paths
-    solve = solver_from_config(config)
-    model = LinearCDE(config.hidden_dim, input_dim, key=run_model_key(config.seed, run=0))
+    solve = solver_of(config)
+    model = LinearCDE(config.hidden_dim, input_dim, key=model_key(config.seed, run=0))
 
     def ours(count: int = len(paths)) -> np.ndarray:
         shared, reason = choose_sharing(config, paths[:count])
         if shared is None:
             raise RuntimeError(reason)
-        return obtain_features_from_model(model, paths[:count], shared, config, solve)
+        return features_of(model, paths[:count], shared, config, solve)
 
     def reference() -> np.ndarray:
-        return obtain_features_from_model(model, paths[:subset], None, config, solve)
+        return features_of(model, paths[:subset], None, config, solve)
 
     reference()
     ours(subset)

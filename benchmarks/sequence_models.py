@@ -23,26 +23,26 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import alternate, medians, rounded
-from experiments.schema import SSMToyConfig, load_config
-from experiments.training_loop import DataOrder
-from harness.machine import available_cores, describe_machine, package_versions, peak_memory_gib
-from harness.paths import CONFIG_FOLDER
-from torch_sequence_models import (
+from experiments.schema import load_config
+from experiments.ssm_toy import Config, model_of
+from experiments.ssm_training import (
     Training,
     parameter_groups,
     root_mean_square_error,
-    toy_loss,
-    toy_model,
+    squared_error,
 )
+from experiments.training_loop import DataOrder
+from harness.machine import available_cores, describe_machine, package_versions, peak_memory_gib
+from harness.paths import CONFIG_FOLDER
 
 PATHS, LENGTH, EVALUATED = 1000, 100, 1000
 LEAN_BATCH = 4
 
 
-def toy_training(config: SSMToyConfig, name: str, depth: int, backend: str) -> Training:
+def toy_training(config: Config, name: str, depth: int, backend: str) -> Training:
     """A model, its optimizer and random paths; nonlinear where there is more than one block."""
     run = {"model": name, "depth": depth, "nonlinear": depth > 1, "input_dim": 2}
-    model = toy_model(config, {**run, "seed": config.seed, "run": 0}, backend)
+    model = model_of(config, {**run, "seed": config.seed, "run": 0}, backend)
     generator = torch.Generator().manual_seed(0)
     paths = torch.randn(PATHS, LENGTH, 2, generator=generator)
     labels = torch.randn(PATHS, generator=generator)
@@ -51,7 +51,7 @@ def toy_training(config: SSMToyConfig, name: str, depth: int, backend: str) -> T
         model,
         torch.optim.Adam(parameter_groups(model), lr=config.learning_rate),
         [(paths, labels, order)],
-        toy_loss,
+        squared_error,
         lambda m: root_mean_square_error(
             m, paths[:EVALUATED], labels[:EVALUATED], config.eval_batch_size
         ),
@@ -64,7 +64,7 @@ def steps_of(training: Training) -> Callable[[], float]:
     return lambda: training.update(next(steps))
 
 
-def compare_steps(config: SSMToyConfig, name: str, depth: int, repeats: int) -> dict[str, object]:
+def compare_steps(config: Config, name: str, depth: int, repeats: int) -> dict[str, object]:
     """Seconds of a step, ours and lean."""
     small = config.model_copy(update={"batch_size": LEAN_BATCH, "s4_mode": "scan"})
     taken = alternate(
@@ -85,7 +85,7 @@ def compare_steps(config: SSMToyConfig, name: str, depth: int, repeats: int) -> 
     }
 
 
-def own_memory(config: SSMToyConfig, name: str, depth: int) -> dict[str, float]:
+def own_memory(config: Config, name: str, depth: int) -> dict[str, float]:
     """Peak memory in GiB of this process after training steps, then after an evaluation."""
     training = toy_training(config, name, depth, "cpp")
     for step in range(5):
@@ -109,7 +109,7 @@ def peak_memory(name: str, depth: int, threads: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print one JSON object."""
-    config = load_config(SSMToyConfig, CONFIG_FOLDER / "ssm_toy.yaml", {})
+    config = load_config(Config, CONFIG_FOLDER / "ssm_toy.yaml", {})
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

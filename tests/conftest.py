@@ -12,13 +12,16 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-from experiments.schema import LCDEToyConfig, load_config
+from experiments.lcde_toy import Config as LCDEToyConfig
+from experiments.schema import load_config
 from harness.paths import CONFIG_FOLDER
 
 # From here on these modules check every annotated shape and dtype when a function is called.
 CHECKED = ["linear_cde", "kernels.shared_flows", "kernels.token_cde", "data_dir.datasets"]
+if find_spec("jax"):
+    CHECKED += ["experiments.lcde_training"]
 if find_spec("torch"):
-    CHECKED += ["torch_layers", "torch_sequence_models"]
+    CHECKED += ["torch_layers", "torch_sequence_models", "experiments.ssm_training"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 settings.register_profile("busy machine", deadline=None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.plans import plan_lcde_toy
+from experiments.lcde_toy import plan
 from harness import atomic_files, records
 from harness.errors import ResultsError
 from harness.records import (
@@ -344,13 +344,13 @@ def test_without_git_the_origin_has_no_commit(tmp_path, monkeypatch):
 def test_the_toy_plan_has_one_run_for_each_dimension_and_number_under_the_released_names(
     toy_config, tmp_path
 ):
-    runs = plan_lcde_toy(toy_config(runs=2), tmp_path)
+    runs = plan(toy_config(runs=2), tmp_path)
     assert [run.label for run in runs] == ["2D run 0", "2D run 1", "3D run 0", "3D run 1"]
     assert runs[3].files == (tmp_path / "outputs_toy" / "lin_cde_mse_3_run_1.npy",)
     assert runs[3].config["input_dim"] == 3 and runs[3].config["run"] == 1
 
 
 def test_how_many_runs_are_asked_for_is_no_part_of_what_a_run_is(toy_config, tmp_path):
-    (one,) = plan_lcde_toy(toy_config(runs=1, input_dims=[2], results_dir="a"), tmp_path)
-    assert one == plan_lcde_toy(toy_config(), tmp_path)[0]
-    assert one != plan_lcde_toy(toy_config(rtol=1e-3), tmp_path)[0]
+    (one,) = plan(toy_config(runs=1, input_dims=[2], results_dir="a"), tmp_path)
+    assert one == plan(toy_config(), tmp_path)[0]
+    assert one != plan(toy_config(rtol=1e-3), tmp_path)[0]

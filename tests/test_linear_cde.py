@@ -11,15 +11,13 @@ jnp = jax.numpy
 
 from jax.test_util import check_grads  # noqa: E402
 
+from experiments.lcde_toy import model_key, sample_times, solver_of  # noqa: E402
 from linear_cde import (  # noqa: E402
     LinearCDE,
     adaptive_cde_solve,
     apply_field,
-    euler_cde_solve,
-    run_model_key,
-    sample_times,
+    euler_scan,
     scan_cde_solve,
-    solver_from_config,
     train_linear,
 )
 
@@ -88,7 +86,7 @@ def test_model_keys_are_the_released_chain_of_splits(partitionable, generator):
     for run in range(5):
         expected, _, key = threefry_split(key, 3)
         with jax.default_prng_impl(generator), jax.threefry_partitionable(partitionable):
-            assert np.array_equal(run_model_key(2345, run), expected)
+            assert np.array_equal(model_key(2345, run), expected)
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -194,7 +192,7 @@ def test_the_flow_over_two_intervals_is_the_composition_of_the_two(float64, equa
 def test_the_scan_is_the_papers_loop(float64, equation, rng):
     A, B, y = equation()
     omega, xi = (jnp.asarray(rng.normal(size=(11, CONTROLS))) for _ in range(2))
-    states = scan_cde_solve(A, B, y, omega, xi)
+    states = euler_scan(A, B, y, omega, xi)
     expected = [np.asarray(y)]
     for i in range(1, 11):
         field = sum(A[:, c] @ expected[-1] * omega[i, c] for c in range(CONTROLS))
@@ -210,7 +208,7 @@ def test_the_scan_has_order_one_towards_the_equation_its_values_drive(float64, e
     errors = []
     for length in lengths:
         control = jnp.asarray(np.tile(row, (length, 1)))
-        errors.append(relative_error(scan_cde_solve(A, B, y0, control, control)[-1], exact))
+        errors.append(relative_error(euler_scan(A, B, y0, control, control)[-1], exact))
     slope, _ = np.polyfit(np.log(1 / lengths), np.log(errors), 1)
     assert slope == pytest.approx(1, abs=0.05)
 
@@ -222,7 +220,7 @@ def test_the_euler_solve_is_one_euler_step_for_each_interval(float64, equation, 
     for d_omega, d_xi in zip(np.diff(omega, axis=0), np.diff(xi, axis=0), strict=True):
         field = sum(A[:, c] @ expected * d_omega[c] for c in range(CONTROLS))
         expected = expected + field + B @ d_xi
-    found = euler_cde_solve(A, B, y0, jnp.linspace(0, 1, 11), omega, xi)
+    found = scan_cde_solve(A, B, y0, jnp.linspace(0, 1, 11), omega, xi)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -235,7 +233,7 @@ def test_the_euler_solve_has_order_one_towards_the_linear_cde(float64, equation,
     for length in lengths:
         ts = jnp.linspace(0, 1, length)
         omega, xi = (jnp.outer(ts, direction) for direction in directions)
-        errors.append(relative_error(euler_cde_solve(A, B, y0, ts, omega, xi), exact))
+        errors.append(relative_error(scan_cde_solve(A, B, y0, ts, omega, xi), exact))
     slope, _ = np.polyfit(np.log(1 / (lengths - 1)), np.log(errors), 1)
     assert slope == pytest.approx(1, abs=0.05)
 
@@ -245,7 +243,7 @@ def test_the_scan_is_linear_in_its_start_without_a_drift(float64, equation, rng)
     omega = jnp.asarray(rng.normal(size=(12, CONTROLS)))
 
     def states(start):
-        return scan_cde_solve(A, 0 * B, start, omega, omega)
+        return euler_scan(A, 0 * B, start, omega, omega)
 
     combined = states(3.0 * y0 - 2.0 * y0[::-1])
     np.testing.assert_allclose(combined, 3.0 * states(y0) - 2.0 * states(y0[::-1]), rtol=1e-10)
@@ -254,10 +252,10 @@ def test_the_scan_is_linear_in_its_start_without_a_drift(float64, equation, rng)
 def test_the_future_leaves_the_scans_past_alone(equation, rng):
     A, B, y0 = equation(np.float32)
     omega, xi = (rng.normal(size=(12, CONTROLS)).astype(np.float32) for _ in range(2))
-    states = scan_cde_solve(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
+    states = euler_scan(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
     for control in (omega, xi):
         control[7:] += 1
-        changed = scan_cde_solve(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
+        changed = euler_scan(A, B, y0, jnp.asarray(omega), jnp.asarray(xi))
         assert np.array_equal(states[:7], changed[:7])
         assert not np.isclose(states[7:], changed[7:]).all(axis=1).any()
         states = changed
@@ -265,7 +263,7 @@ def test_the_future_leaves_the_scans_past_alone(equation, rng):
 
 def test_the_gradients_of_the_scan_are_those_of_finite_differences(float64, equation, rng):
     omega, xi = (jnp.asarray(rng.normal(size=(8, CONTROLS))) for _ in range(2))
-    check_grads(jax.jit(scan_cde_solve), (*equation(), omega, xi), order=1, modes=["fwd", "rev"])
+    check_grads(jax.jit(euler_scan), (*equation(), omega, xi), order=1, modes=["fwd", "rev"])
 
 
 # Precision
@@ -290,11 +288,11 @@ def test_tf32_rounds_the_matmul_inputs_to_ten_bits_and_nothing_else(equation, rn
         assert 1e-5 < error < 1e-3
 
 
-@pytest.mark.parametrize("solve", [scan_cde_solve, euler_cde_solve, adaptive_cde_solve])
+@pytest.mark.parametrize("solve", [euler_scan, scan_cde_solve, adaptive_cde_solve])
 def test_solvers_pass_the_precision_on(equation, rng, solve):
     A, B, y0 = equation(np.float32)
     control = jnp.asarray(rng.normal(size=(6, CONTROLS)), jnp.float32)
-    times = () if solve is scan_cde_solve else (jnp.linspace(0, 1, 6),)
+    times = () if solve is euler_scan else (jnp.linspace(0, 1, 6),)
     options = PAPER if solve is adaptive_cde_solve else {}
     full = solve(A, B, y0, *times, control, control, **options)
     rounded = solve(A, B, y0, *times, control, control, matmul_precision="tf32", **options)
@@ -308,7 +306,7 @@ def test_float32_is_asked_of_a_gpu_explicitly(equation):
 
 
 def test_the_config_names_the_solver_and_its_settings(toy_config):
-    adaptive = solver_from_config(toy_config(rtol=1e-3, atol=1e-4, dt0=0.5))
+    adaptive = solver_of(toy_config(rtol=1e-3, atol=1e-4, dt0=0.5))
     assert adaptive.func is adaptive_cde_solve
     assert adaptive.keywords == {
         "rtol": 1e-3,
@@ -317,8 +315,8 @@ def test_the_config_names_the_solver_and_its_settings(toy_config):
         "matmul_precision": "float32",
     }
     config = toy_config(solver="scan", matmul_precision="tf32", share_flows=False)
-    scan = solver_from_config(config)
-    assert scan.func is euler_cde_solve and scan.keywords == {"matmul_precision": "tf32"}
+    scan = solver_of(config)
+    assert scan.func is scan_cde_solve and scan.keywords == {"matmul_precision": "tf32"}
 
 
 # Readout

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import run_experiment
-from experiments.plans import plan_lcde_toy
-from experiments.schema import LCDEToyConfig, load_config
+from experiments import lcde_toy
+from experiments.schema import load_config
 from harness import atomic_files
 from harness.paths import CONFIG_FOLDER, ROOT
 from harness.records import save_run
@@ -72,8 +72,8 @@ def stored(command, results_dir):
     """The files of the tiny experiment's run, as if it were finished."""
     words = build_parser().parse_args(command())
     path = CONFIG_FOLDER / "lcde_toy.yaml"
-    config = load_config(LCDEToyConfig, path, overrides(words, LCDEToyConfig))
-    (run,) = plan_lcde_toy(config, results_dir)
+    config = load_config(lcde_toy.Config, path, overrides(words, lcde_toy.Config))
+    (run,) = lcde_toy.plan(config, results_dir)
     save_run(run, [np.asarray(0.5)], {"mse": 0.5}, {})
     return content(results_dir)
 
@@ -331,7 +331,7 @@ def test_ctrl_c_counts_also_where_jax_turns_it_into_another_error(
         except KeyboardInterrupt:
             raise ValueError("Equality of global cache key led to an exception") from None
 
-    monkeypatch.setattr("linear_cde.run_lcde_toy_experiment", interrupted_in_a_callback)
+    monkeypatch.setattr("experiments.lcde_toy.run", interrupted_in_a_callback)
     handler = signal.getsignal(signal.SIGINT)
     assert main(command()) == 130
     assert capsys.readouterr().err.startswith("error: stopped; finished runs are kept")

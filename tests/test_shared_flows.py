@@ -1,6 +1,7 @@
 """Features by shared flows are the features path by path, wherever sharing is chosen."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,34 +55,30 @@ def times(length: int) -> np.ndarray:
 def test_shared_flows_give_the_features_of_path_by_path(
     jax, toy_config, lattice_walks, solver, input_dim
 ):
-    from linear_cde import (
-        LinearCDE,
-        choose_sharing,
-        obtain_features_from_model,
-        solver_from_config,
-    )
+    from experiments.lcde_toy import choose_sharing, features_of, solver_of
+    from linear_cde import LinearCDE
 
     config = toy_config(solver=solver, hidden_dim=H)
     paths = lattice_walks(200, 20, input_dim)
     model = LinearCDE(H, input_dim, key=jax.random.PRNGKey(1))
     shared, _ = choose_sharing(config, paths)
     assert len(shared.values) == 3**input_dim
-    solve = solver_from_config(config)
+    solve = solver_of(config)
     one_by_one, together = (
-        obtain_features_from_model(model, paths, increments, config, solve)
-        for increments in (None, shared)
+        features_of(model, paths, increments, config, solve) for increments in (None, shared)
     )
     assert together.shape == (200, H) and together.dtype == np.float32
     assert relative_difference(together, one_by_one) < 1e-5
 
 
 def test_path_by_path_features_do_not_depend_on_the_batch_size(jax, toy_config, lattice_walks):
-    from linear_cde import LinearCDE, obtain_features_from_model, solver_from_config
+    from experiments.lcde_toy import features_of, solver_of
+    from linear_cde import LinearCDE
 
     paths = lattice_walks(50, 5, 2)
     model = LinearCDE(H, 2, key=jax.random.PRNGKey(1))
     whole, in_parts = (
-        obtain_features_from_model(model, paths, None, config, solver_from_config(config))
+        features_of(model, paths, None, config, solver_of(config))
         for config in (toy_config(solver="scan"), toy_config(solver="scan", batch_size=15))
     )
     assert relative_difference(in_parts, whole) < 1e-6
@@ -91,7 +88,7 @@ def test_path_by_path_features_do_not_depend_on_the_batch_size(jax, toy_config, 
 
 
 def test_composing_by_group_is_composing_one_by_one(composition):
-    composed = compose_by_group(*composition, batch_size=64)
+    composed = compose_by_group(*composition, batch_size=64, threads=2)
     assert composed.dtype == np.float32
     assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
 
@@ -104,36 +101,32 @@ def test_composing_by_gather_is_composing_one_by_one(jax, composition):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 200, 1000])
 def test_the_batch_size_changes_rounding_only(composition, batch_size):
-    composed = compose_by_group(*composition, batch_size=batch_size)
-    reference = compose_by_group(*composition, batch_size=64)
+    composed = compose_by_group(*composition, batch_size=batch_size, threads=2)
+    reference = compose_by_group(*composition, batch_size=64, threads=2)
     assert relative_difference(composed, reference) < 1e-6
 
 
-def test_the_number_of_threads_changes_no_bit(composition, monkeypatch):
-    composed = []
-    for cores in (1, 3):
-        monkeypatch.setattr(shared_flows, "available_cores", lambda cores=cores: cores)
-        composed.append(compose_by_group(*composition, batch_size=16))
+def test_the_number_of_threads_changes_no_bit(composition):
+    composed = [compose_by_group(*composition, batch_size=16, threads=n) for n in (1, 3)]
     assert np.array_equal(*composed)
 
 
 def test_composition_leaves_its_inputs_alone(composition):
     flows, start, ids = composition
     before = [x.copy() for x in (flows.movements, flows.offsets, start, ids)]
-    compose_by_group(flows, start, ids, batch_size=64)
+    compose_by_group(flows, start, ids, batch_size=64, threads=2)
     after = flows.movements, flows.offsets, start, ids
     assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("compose", [compose_by_group, compose_by_gather])
+@pytest.mark.parametrize("compose", [partial(compose_by_group, threads=2), compose_by_gather])
 def test_progress_counts_every_interval_once(jax, composition, compose):
     advanced = []
-    compose(*composition, 64, advanced.append)
+    compose(*composition, batch_size=64, advance=advanced.append)
     assert sum(advanced) == composition[2].size
 
 
-def test_an_interrupt_ends_the_other_threads(composition, monkeypatch):
-    monkeypatch.setattr(shared_flows, "available_cores", lambda: 2)
+def test_an_interrupt_ends_the_other_threads(composition):
     advanced = []
 
     def advance(intervals: int) -> None:
@@ -143,7 +136,7 @@ def test_an_interrupt_ends_the_other_threads(composition, monkeypatch):
         time.sleep(0.05)
 
     with pytest.raises(KeyboardInterrupt):
-        compose_by_group(*composition, 120, advance)
+        compose_by_group(*composition, 120, 2, advance)
     assert len(advanced) < 20
 
 
@@ -152,7 +145,7 @@ def test_a_thread_for_each_batch_leaves_blas_one(composition):
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     before, during = threads(), []
-    compose_by_group(*composition, 200, lambda _: during.extend(threads()))
+    compose_by_group(*composition, 200, 2, lambda _: during.extend(threads()))
     assert set(during) == {1}
     assert threads() == before
 

@@ -1,4 +1,4 @@
-"""Commands of runs of the light wing, for tests that kill, starve and disturb real processes."""
+"""Commands of light runs, for tests that kill, starve and disturb real processes."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.paths import ROOT
 
-LIGHT_WING = Path(__file__).with_name("light_wing")
+LIGHT_EXPERIMENT = Path(__file__).with_name("light_experiment")
 SETTINGS = {
     "lengths": [4],
     "depths": [1],
@@ -32,8 +32,8 @@ def walk_words(folder: Path, *words, **settings) -> list:
 
 
 def environment(**variables) -> dict[str, str]:
-    """In which the light wing is found."""
-    path = os.pathsep.join([str(LIGHT_WING), os.environ.get("PYTHONPATH", "")])
+    """In which the light experiment is found."""
+    path = os.pathsep.join([str(LIGHT_EXPERIMENT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 

@@ -13,24 +13,22 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 
 import torch
 
-from experiments.schema import SSMA5Config, SSMToyConfig, load_config
+from experiments import ssm_a5, ssm_toy
+from experiments.schema import load_config
+from experiments.ssm_training import (
+    Training,
+    accuracy,
+    generator_of,
+    mean_cross_entropy,
+    parameter_groups,
+    root_mean_square_error,
+    run_seed,
+)
 from experiments.training_loop import DataOrder
 from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main
 from torch_layers import Dropout
-from torch_sequence_models import (
-    GatedBlock,
-    ResidualBlock,
-    Training,
-    a5_model,
-    accuracy,
-    generator_of,
-    parameter_groups,
-    root_mean_square_error,
-    run_seed,
-    toy_model,
-    word_loss,
-)
+from torch_sequence_models import GatedBlock, ResidualBlock
 
 TOY_RUN = {"seed": 1, "model": "Mamba", "depth": 2, "nonlinear": True, "input_dim": 2, "run": 0}
 A5_RUN = {"seed": 1, "model": "Mamba", "depth": 1, "length": 4}
@@ -38,20 +36,21 @@ SMALL = {"hidden_dim": 8, "state_dim": 3}
 SMALL_A5 = {**SMALL, "num_heads": 2, "feed_forward_dim": 16}
 
 
-def config_of(config_class, name, **changes):
+def config_of(experiment, **changes):
     overrides = {key: (value, "test") for key, value in changes.items()}
-    return load_config(config_class, CONFIG_FOLDER / name, overrides)
+    path = CONFIG_FOLDER / f"{experiment.__name__.rpartition('.')[2]}.yaml"
+    return load_config(experiment.Config, path, overrides)
 
 
 def small_toy_model(**changes):
-    config = config_of(SSMToyConfig, "ssm_toy.yaml", **SMALL)
-    return toy_model(config, {**TOY_RUN, **changes}, "reference")
+    config = config_of(ssm_toy, **SMALL)
+    return ssm_toy.model_of(config, {**TOY_RUN, **changes}, "reference")
 
 
 def small_a5_model(dropout=0.0, **changes):
-    config = config_of(SSMA5Config, "ssm_a5.yaml", **SMALL_A5)
+    config = config_of(ssm_a5, **SMALL_A5)
     layer = Dropout(dropout, torch.Generator().manual_seed(0))
-    return a5_model(config, {**A5_RUN, **changes}, 60, "reference", layer)
+    return ssm_a5.model_of(config, {**A5_RUN, **changes}, 60, "reference", layer)
 
 
 def words(count, length, seed=0):
@@ -141,14 +140,16 @@ def test_runs_that_differ_in_anything_draw_other_parameters():
 
 def training(dropout=0.1, seed=0):
     generator = generator_of([seed, 1])
-    config = config_of(SSMA5Config, "ssm_a5.yaml", **SMALL_A5)
-    model = a5_model(config, A5_RUN, 60, "reference", Dropout(dropout, generator))
+    config = config_of(ssm_a5, **SMALL_A5)
+    model = ssm_a5.model_of(config, A5_RUN, 60, "reference", Dropout(dropout, generator))
     sources = [
         (*words(20, 4), DataOrder(20, 4, [seed, 2])),
         (*words(6, 2), DataOrder(6, 3, [seed, 3])),
     ]
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-2, weight_decay=0.01)
-    return Training(model, optimizer, sources, word_loss, lambda m: 0.0, (generator, [seed, 4]))
+    return Training(
+        model, optimizer, sources, mean_cross_entropy, lambda m: 0.0, (generator, [seed, 4])
+    )
 
 
 def test_a_step_adds_the_gradients_of_both_batches_and_updates_once():
@@ -160,7 +161,7 @@ def test_a_step_adds_the_gradients_of_both_batches_and_updates_once():
         ours.update(step)
         optimizer.zero_grad()
         batches = [(x[order.rows(step)], y[order.rows(step)]) for x, y, order in ours.sources]
-        sum(word_loss(model(x), y) for x, y in batches).backward()
+        sum(mean_cross_entropy(model(x), y) for x, y in batches).backward()
         optimizer.step()
     for mine, expected in zip(ours.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, expected)

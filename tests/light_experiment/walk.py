@@ -1,4 +1,4 @@
-"""A wing without a framework: a random walk that is trained, evaluated and resumed like a model."""
+"""A run without a framework: a random walk that is trained and resumed like a model."""
 
 import time
 
@@ -33,7 +33,7 @@ class Walk:
         (self.place,) = arrays
 
 
-def run_sm_A5_experiment(config, runs, data_dir, device):  # noqa: N802
+def run(config, runs, data_dir, device):
     if (data_dir / "broken").exists():
         raise DataError(f"{data_dir / 'broken'}: these data are broken")
     schedule = Schedule(

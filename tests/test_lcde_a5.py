@@ -19,25 +19,20 @@ import jax.random as jr
 import optax
 
 from data_dir.finite_groups import group
-from experiments.lcde_a5 import (
-    ORDER,
-    SHORT_ORDER,
-    SPLIT,
-    A5LinearCDE,
+from experiments.lcde_a5 import ORDER, SHORT_ORDER, SPLIT
+from experiments.lcde_training import (
     Batch,
     Training,
     TrainState,
-    drop,
-    evaluate,
+    accuracy,
+    fast_states,
     mean_cross_entropy,
-    states_by_scan,
-    states_by_token,
     train_step,
 )
-from experiments.schema import LCDEA5Config, load_config
 from experiments.training_loop import DataOrder, Schedule, train
 from harness.checkpoints import Checkpoints
 from harness.paths import CONFIG_FOLDER, ROOT
+from linear_cde import A5LinearCDE, drop
 from run_experiment import main
 
 A5 = group("A5")
@@ -75,9 +70,9 @@ def relative_error(found, expected):
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10), (4, 2)])
 def test_states_by_token_equal_the_scan(count, length):
     model, tokens = small_model(), jnp.asarray(sequences(count, length).tokens)
-    expected = states_by_scan(model, tokens)
+    expected = model.states(tokens)
     assert expected.shape == (count, length, 16)
-    assert relative_error(states_by_token(model, tokens), expected) < FLOAT32_SUMS
+    assert relative_error(fast_states(model, tokens), expected) < FLOAT32_SUMS
 
 
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10)])
@@ -85,7 +80,7 @@ def test_gradients_by_token_equal_those_of_the_scan(count, length):
     model, batch = small_model(), on_device(sequences(count, length))
     gradient = eqx.filter_jit(eqx.filter_grad(mean_cross_entropy))
     found, expected = (
-        gradient(model, *batch, 0.1, jr.key(3), form) for form in (states_by_token, states_by_scan)
+        gradient(model, *batch, 0.1, jr.key(3), form) for form in (fast_states, A5LinearCDE.states)
     )
     for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert relative_error(ours, plain) < 10 * FLOAT32_SUMS
@@ -99,26 +94,24 @@ def test_scan_is_the_papers_recurrence_on_path_values():
     for i in range(1, 6):
         control = np.concatenate([[i / 5], x[i]])
         y = y + (np.einsum("hij,j,i->h", A, y, control) + B @ control) / 6
-    assert relative_error(states_by_scan(model, tokens)[0, -1], y) < FLOAT32_SUMS
+    assert relative_error(model.states(tokens)[0, -1], y) < FLOAT32_SUMS
 
 
 def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
     model, data = small_model(), sequences(101, 7)
-    logits = model.logits(
-        states_by_scan(model, data.tokens), model.embedding[data.tokens], 0.0, jr.key(0)
-    )
+    logits = model(data.tokens)
     # Targets made of the model's own predictions, half of them wrong, so that a count is a count.
     predicted = np.asarray(jnp.argmax(logits, axis=-1)).astype(np.uint8)
     wrong = np.arange(predicted.size).reshape(predicted.shape) % 2
     data = Batch(data.tokens, (predicted + wrong.astype(np.uint8)) % A5.order)
     for batch_size in (10, 101, 1000):
-        assert evaluate(model, data, batch_size) == pytest.approx(np.mean(wrong == 0), abs=0.003)
+        assert accuracy(model, data, batch_size) == pytest.approx(np.mean(wrong == 0), abs=0.003)
 
 
 def test_no_output_sees_the_future():
     model, tokens = small_model(), jnp.asarray(sequences(3, 8).tokens)
     changed = tokens.at[:, 5:].set((tokens[:, 5:] + 1) % A5.order)
-    before, after = states_by_token(model, tokens), states_by_token(model, changed)
+    before, after = fast_states(model, tokens), fast_states(model, changed)
     assert np.array_equal(before[:, :5], after[:, :5])
     assert not np.array_equal(before[:, 5:], after[:, 5:])
 
@@ -172,10 +165,10 @@ def test_split_and_orders_draw_from_streams_of_their_own():
 
 
 def test_a_run_that_diverges_says_so(tmp_path):
-    overrides = {"hidden_dim": (8, ""), "learning_rate": (1e30, "")}
-    config = load_config(LCDEA5Config, CONFIG_FOLDER / "quick_lcde_a5.yaml", overrides)
-    batch = sequences(20, 4)
-    training = Training(small_model(8), [(batch, DataOrder(20, 4, (0,)))], batch, config, jr.key(0))
+    order = (sequences(20, 4), DataOrder(20, 4, (0,)))
+    training = Training(
+        small_model(8), [order], optax.adamw(1e30), 0.1, lambda model: 0.0, jr.key(0)
+    )
     schedule = Schedule(max_steps=50, eval_interval=50, checkpoint_interval=50)
     history, outcome = train(training, schedule, Checkpoints(tmp_path, {}), "accuracy")
     assert outcome.startswith("diverged: the loss was")
