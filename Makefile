@@ -42,17 +42,17 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/plots.installed: $(LOCKED) | $(BIN)/python
-	$(INSTALL) .
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/jax.installed: $(LOCKED) | $(BIN)/python
-	@echo "installing the JAX wing into .venv (a minute or two)"
-	$(INSTALL) '.[jax]'
+	@echo "installing the JAX part into .venv (a minute or two)"
+	$(INSTALL) -e '.[jax]'
 	@touch $@
 
 .venv/dev.installed: $(LOCKED) | $(BIN)/python
-	@echo "installing both wings and the test tools into .venv (a few minutes)"
-	$(INSTALL) '.[jax,torch,dev]'
+	@echo "installing both parts and the test tools into .venv (a few minutes)"
+	$(INSTALL) -e '.[jax,torch,dev]'
 	@touch $@
 
 clean:

@@ -19,39 +19,33 @@ import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
-
-from experiments import training_loop
+from experiments import lcde_a5, ssm_a5, ssm_toy, training_loop
+from experiments.schema import load_config
 from harness.checkpoints import Checkpoints
 from harness.machine import describe_machine, package_versions
 from harness.paths import CONFIG_FOLDER, ROOT
-from run_experiment import main as run_experiment
 
-# For each case: the config that holds its interval, the flags, the settings, those of --tiny.
-CASES: Mapping[str, tuple[str, str, dict[str, object], dict[str, object]]] = {
-    "lcde_a5": (
-        "lcde_a5.yaml",
-        "-m LCDE -e A5 -l 20",
-        {"samples": 5000, "max_steps": 50, "checkpoint_interval": 10},
-        {"hidden_dim": 8},
-    ),
+# For each case: the experiment, its settings, those of --tiny.
+CASES: Mapping[str, tuple[ModuleType, dict[str, object], dict[str, object]]] = {
+    "lcde_a5": (lcde_a5, {"lengths": [20], "samples": 5000, "max_steps": 50}, {"hidden_dim": 8}),
     "rnn_a5": (
-        "ssm_a5.yaml",
-        "-m SequenceModel -e A5 -n RNN -l 3 -d 1",
-        {"samples": 5000, "epochs": 1, "checkpoint_interval": 10},
+        ssm_a5,
+        {"models": ["RNN"], "lengths": [3], "depths": [1], "samples": 5000, "epochs": 1},
         {"hidden_dim": 64},
     ),
     "mamba_toy": (
-        "ssm_toy.yaml",
-        "-m SequenceModel -e toy -n Mamba -d 1 -i 2",
-        {"runs": 1, "num_paths": 1000, "max_steps": 50, "checkpoint_interval": 10},
+        ssm_toy,
+        {"models": ["Mamba"], "depths": [1], "nonlinear": [False], "input_dims": [2]}
+        | {"runs": 1, "num_paths": 1000, "max_steps": 50},
         {"hidden_dim": 16, "state_dim": 8},
     ),
 }
+MEASURED_INTERVAL = 10  # steps between the checkpoints of a case
 
 
 class TimedProgress(training_loop.Progress):
@@ -73,15 +67,15 @@ class TimedProgress(training_loop.Progress):
 
 
 def measure(name: str, folder: Path, tiny: bool) -> dict[str, object]:
-    """One case, in this process. Raises: RuntimeError, when its run fails."""
-    file, flags, settings, small = CASES[name]
-    interval = yaml.safe_load((CONFIG_FOLDER / file).read_text())["checkpoint_interval"]
-    words = [*flags.split(), "--results-dir", str(folder / name)]
-    for key, value in {**settings, **(small if tiny else {})}.items():
-        words += ["--set", f"{key}={value}"]
+    """One case, in this process."""
+    experiment, settings, small = CASES[name]
+    path = CONFIG_FOLDER / f"{experiment.__name__.rpartition('.')[2]}.yaml"
+    interval = load_config(experiment.Config, path, {}).checkpoint_interval
+    settings = {**settings, **(small if tiny else {}), "checkpoint_interval": MEASURED_INTERVAL}
+    config = load_config(experiment.Config, path, {k: (v, name) for k, v in settings.items()})
     training_loop.Progress = TimedProgress
-    if run_experiment([*words, "--data-dir", str(folder / "data")]):
-        raise RuntimeError(f"the run of {name} failed")
+    runs = experiment.plan(config, folder / name)
+    experiment.run(config, runs, folder / "data", "auto")
     ends = TimedProgress.ends
     step = statistics.median(later - sooner for sooner, later in pairwise(ends))
     save = statistics.median(TimedProgress.saves)
