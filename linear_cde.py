@@ -100,14 +100,18 @@ def adaptive_cde_solve(
     atol: float = 1e-2,
     dt0: float = 0.01,
     matmul_precision: Precision = "float32",
+    check_times: bool = True,
 ) -> Float[Array, " H"]:
     """Solve dZ = A Z d omega + B d xi from ts[0] to ts[-1] by adaptive Tsit5; returns Z_{ts[-1]}.
 
     The controls are interpolated linearly, so their derivatives jump at the sample times, where
     the solver is told to start a step. dt0 is the first step, in the unit of ts. The defaults are
     the paper's; the released function of this name (commit 18a0a8d) has them as constants.
-    Raises: an Equinox error when the solver needs more than 4096 steps.
+    check_times: false where the caller knows that ts increases. Raises: ValueError, or an Equinox
+    error under jit, where it does not; an Equinox error when the solver needs more than
+    `most_steps(n)` steps.
     """
+    ts = if_increasing(ts, ts) if check_times else ts
     omega_path = diffrax.LinearInterpolation(ts, omega)
     xi_path = diffrax.LinearInterpolation(ts, xi)
 
@@ -127,8 +131,24 @@ def adaptive_cde_solve(
         dt0=dt0,
         y0=y0,
         stepsize_controller=controller,
+        max_steps=most_steps(len(ts)),
     )
     return solution.ys[-1]
+
+
+def most_steps(points: int) -> int:
+    """How many steps the adaptive solver may take: diffrax's own limit, or 16 an interval."""
+    return max(4096, 16 * (points - 1))
+
+
+def if_increasing(ts: Float[Array, " n"], value: Array) -> Array:
+    """The value, if times increase. Raises: ValueError; under jit, an Equinox error."""
+    rule = "the times of a path must increase, each greater than the one before"
+    if isinstance(ts, jax.core.Tracer):
+        return eqx.error_if(value, ~jnp.all(jnp.diff(ts) > 0), rule)
+    if not np.all(np.diff(ts) > 0):
+        raise ValueError(f"{rule}, found {np.asarray(ts).tolist()}")
+    return value
 
 
 def scan_cde_solve(
@@ -140,9 +160,14 @@ def scan_cde_solve(
     xi: Float[Array, "n xi"],
     *,
     matmul_precision: Precision = "float32",
+    check_times: bool = True,
 ) -> Float[Array, " H"]:
-    """One Euler step of dZ = A Z d omega + B d xi for each interval; returns Z_{ts[-1]}."""
-    del ts  # a CDE's Euler step sees the increments of its controls, not the clock
+    """One Euler step of dZ = A Z d omega + B d xi for each interval; returns Z_{ts[-1]}.
+
+    A CDE's Euler step sees the increments of its controls, not the clock; check_times and errors
+    as of `adaptive_cde_solve`.
+    """
+    y0 = if_increasing(ts, y0) if check_times else y0
     velocities = (length_times_increments(omega), length_times_increments(xi))
     return euler_scan(A, B, y0, *velocities, matmul_precision=matmul_precision)[-1]
 
@@ -265,7 +290,7 @@ class LinearCDEByChannel(eqx.Module):
 
     def initial_states(self, x0: Float[Array, "b E"]) -> Float[Array, "b H"]:
         """Z_0 of the sequences that start at x0."""
-        return jnp.matmul(x0, self.init_matrix.T, precision="highest") + self.init_bias
+        return _matmul(x0, self.init_matrix.T) + self.init_bias
 
 
 class A5LinearCDE(eqx.Module):
@@ -286,7 +311,7 @@ class A5LinearCDE(eqx.Module):
     def __init__(self, vocabulary: int, hidden_dim: int, *, key: PRNGKeyArray):
         """Draw the parameters for `vocabulary` tokens."""
         embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
-        self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim))
+        self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim), jnp.float32)
         self.cde = LinearCDEByChannel(hidden_dim, hidden_dim, key=cde_key)
         self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
         self.norm = eqx.nn.LayerNorm(hidden_dim)
@@ -323,10 +348,15 @@ class A5LinearCDE(eqx.Module):
         """What stands behind the CDE: from its states to the logits of each position."""
         first_key, second_key = (None, None) if key is None else jr.split(key)
         hidden = drop(states, dropout, first_key)
-        hidden = jax.nn.relu(hidden @ self.mix.weight.T + self.mix.bias)
+        hidden = jax.nn.relu(_matmul(hidden, self.mix.weight.T) + self.mix.bias)
         hidden = drop(hidden, dropout, second_key) + embedded
         hidden = jax.vmap(jax.vmap(self.norm))(hidden)
-        return hidden @ self.out.weight.T + self.out.bias
+        return _matmul(hidden, self.out.weight.T) + self.out.bias
+
+
+def _matmul(left: Float[Array, "*a b"], right: Float[Array, "b c"]) -> Float[Array, "*a c"]:
+    """float32 on a GPU too, where JAX's default rounds to TF32."""
+    return jnp.matmul(left, right, precision="highest")
 
 
 def drop(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:

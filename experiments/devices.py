@@ -1,7 +1,11 @@
-"""Where an experiment computes: the device that `--device` names, in either framework."""
+"""Where an experiment computes, and in which numbers, whatever a user exported or configured."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from harness.errors import UnavailableError
@@ -10,10 +14,47 @@ if TYPE_CHECKING:
     import torch
 
 
+# Of the exported variables these change numbers: TF32 on a GPU, bfloat16 in a CPU's products.
+ROUNDING = (
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+)
+# All of JAX's may, but for those that start so.
+HARMLESS_JAX = (
+    "JAX_PLATFORM",
+    "JAX_CUDA_VISIBLE_DEVICES",
+    "JAX_COMPILATION_CACHE",
+    "JAX_ENABLE_COMPILATION_CACHE",
+    "JAX_PERSISTENT_CACHE",
+    "JAX_LOG",
+    "JAX_TRACEBACK",
+)
+HARMLESS_XLA = ("--xla_dump", "--xla_gpu_cuda_data_dir", "--xla_force_host_platform_device_count")
+
+
+def forget_exported() -> None:
+    """Take out of the environment what would change numbers, with a warning for each variable."""
+    for name, value in sorted(os.environ.items()):
+        if name in ROUNDING or (name.startswith("JAX_") and not name.startswith(HARMLESS_JAX)):
+            _forget(name, value)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if flag.startswith(HARMLESS_XLA)]
+    if kept != flags:
+        _forget("XLA_FLAGS", " ".join(flag for flag in flags if flag not in kept))
+        os.environ["XLA_FLAGS"] = " ".join(kept)
+
+
+def _forget(name: str, value: str) -> None:
+    print(f"warning: {name}={value} is ignored: it may change the results", file=sys.stderr)
+    os.environ.pop(name)
+
+
 def jax_device(name: str) -> str:
     """Choose where JAX computes: "auto", "cpu" or "cuda"; returns the device in words.
 
-    Raises: UnavailableError, when CUDA is asked for and JAX has none.
+    Raises: UnavailableError, when JAX has no such device, or none that JAX_PLATFORMS names.
     """
     import jax
 
@@ -21,12 +62,49 @@ def jax_device(name: str) -> str:
         jax.config.update("jax_platforms", "cpu")
     try:
         device = jax.devices("cuda" if name == "cuda" else None)[0]
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
+        platforms = jax.config.jax_platforms
+        asked = f"JAX_PLATFORMS={platforms}" if name == "auto" else f"--device {name}"
         raise UnavailableError(
-            "--device cuda: this JAX finds no CUDA device; install JAX for CUDA with "
+            f"{asked}: this JAX finds no such device; install JAX for CUDA with "
             "pip install 'jax[cuda12]' (see environment-jax.yml), or use --device cpu"
         ) from None
     return device.device_kind if device.platform == "gpu" else device.platform
+
+
+@contextmanager
+def jax_numbers() -> Iterator[None]:
+    """JAX as the experiments mean it, whatever a user exported or configured.
+
+    float32 arrays, the Threefry generator in its layout of JAX 0.5 and later, NumPy's promotion,
+    and programs compiled as they stand.
+    """
+    forget_exported()
+    import jax
+
+    with ExitStack() as settings:
+        for setting in (
+            jax.enable_x64(False),
+            jax.default_prng_impl("threefry2x32"),
+            jax.threefry_partitionable(True),
+            jax.default_matmul_precision(None),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.disable_jit(False),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
+            settings.enter_context(setting)
+        yield
+
+
+def torch_numbers() -> None:
+    """PyTorch as the experiments mean it: float32 products in float32, on a GPU too."""
+    forget_exported()
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def torch_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.finite_groups import GROUP_NAMES, group
-from experiments.devices import jax_device
+from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.file_names import a5_lcde_name
@@ -66,6 +66,7 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     ]
 
 
+@jax_numbers()
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
     """Do the runs. One that diverges leaves a record that says so, and the others go on.
 

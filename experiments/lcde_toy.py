@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from pydantic import Field, model_validator
 
 from data_dir.datasets import ToyDataset, load_toy_dataset
-from experiments.devices import jax_device
+from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from harness.file_names import toy_lcde_name
 from harness.machine import available_cores
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from linear_cde import LinearCDE, Solver
 
 EXTRA = "jax"
+NUM_CHECKED = 8  # paths
+# Relative, of a path's features. Shared flows and the paper's solve part by 1e-5: its rounding.
+CHECK_TOLERANCE = 1e-2
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
 
 
@@ -59,8 +62,6 @@ class Config(ExperimentConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if len(set(self.input_dims)) != len(self.input_dims):
-            raise ValueError("input_dims: each dimension may be named once")
         if not 0 < int(self.train_fraction * self.num_paths) < self.num_paths:
             raise ValueError(
                 f"train_fraction: {self.train_fraction} of num_paths: {self.num_paths} leaves no "
@@ -87,6 +88,7 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     ]
 
 
+@jax_numbers()
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
     """Do the runs, those of one dimension after each other: an MSE on the validation paths each.
 
@@ -128,7 +130,7 @@ def do_run(
     """Draw the run's model, compute its features, fit the readout: the MSE, and what it took."""
     from equinox import EquinoxRuntimeError
 
-    from linear_cde import LinearCDE, train_linear
+    from linear_cde import LinearCDE, most_steps, train_linear
 
     started = time.monotonic()
     key = model_key(config.seed, run.config["run"])
@@ -137,8 +139,8 @@ def do_run(
         features = features_of(model, dataset.paths, shared, config, solve, run.label)
     except EquinoxRuntimeError:
         raise FloatingPointError(
-            f"{run.label}: the solver failed: within diffrax's 4096 steps it found no solution "
-            f"that meets rtol {config.rtol} and atol {config.atol}"
+            f"{run.label}: the solver failed: within {most_steps(dataset.paths.shape[1])} steps it "
+            f"found no solution that meets rtol {config.rtol} and atol {config.atol}"
         ) from None
     features_s = time.monotonic() - started
     mse = train_linear(features, dataset.labels, dataset.num_train)
@@ -201,20 +203,44 @@ def features_of(
         flows = interval_flows(model, ts[:2], shared.values, solve)
         start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
         if jax.default_backend() == "gpu":
-            return compose_by_gather(flows, start, shared.ids, config.batch_size, bar.update)
-        size, threads = config.flow_batch_size, available_cores()
-        return compose_by_group(flows, start, shared.ids, size, threads, bar.update)
+            size = config.batch_size
+            features = compose_by_gather(flows, start, shared.ids, size, bar.update)
+        else:
+            size, threads = config.flow_batch_size, available_cores()
+            features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
+    rows = checked_rows(paths)
+    check_features(features[rows], np.asarray(solve_paths(model, ts, paths[rows], solve)))
+    return features
+
+
+def checked_rows(paths: Float[np.ndarray, "N n d"]) -> Integer[np.ndarray, " rows"]:
+    """A few paths that are solved by themselves too: the largest one, and some of all."""
+    largest = int(np.argmax(np.max(np.abs(paths), axis=(1, 2))))
+    return np.unique([largest, *np.linspace(0, len(paths) - 1, NUM_CHECKED - 1, dtype=int)])
+
+
+def check_features(
+    shared: Float[np.ndarray, "rows H"], path_by_path: Float[np.ndarray, "rows H"]
+) -> None:
+    """Raises: FloatingPointError, where composed flows are not the solution of a path."""
+    sizes = np.linalg.norm(path_by_path, axis=1)
+    if not np.all(np.linalg.norm(shared - path_by_path, axis=1) <= CHECK_TOLERANCE * sizes):
+        raise FloatingPointError(
+            "the features composed of shared flows are not those of the paths solved one by one: "
+            "use share_flows: false, and please report these data"
+        )
 
 
 def solver_of(config: Config) -> Solver:
     """The solver a config names."""
     from linear_cde import adaptive_cde_solve, scan_cde_solve
 
-    precision: Mapping[str, Any] = {"matmul_precision": config.matmul_precision}
+    # `sample_times` increases.
+    settings = {"matmul_precision": config.matmul_precision, "check_times": False}
     if config.solver == "scan":
-        return partial(scan_cde_solve, **precision)
+        return partial(scan_cde_solve, **settings)
     tolerances = {"rtol": config.rtol, "atol": config.atol, "dt0": config.dt0}
-    return partial(adaptive_cde_solve, **tolerances, **precision)
+    return partial(adaptive_cde_solve, **tolerances, **settings)
 
 
 def sample_times(paths: Float[np.ndarray, "N n d"]) -> Float[np.ndarray, " n"]:

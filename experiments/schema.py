@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from harness.atomic_files import atomic_write
@@ -27,6 +28,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Depth = PositiveInt
+LONGEST_SHOWN = 100  # characters of a wrong value in a message
 
 
 class ExperimentConfig(BaseModel):
@@ -47,6 +49,13 @@ class ExperimentConfig(BaseModel):
         """A flag's value, put in a list where the key takes a list."""
         is_list = get_origin(cls.model_fields[key].annotation) is list
         return [value] if is_list and not isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        for key, value in self:
+            if isinstance(value, list) and len(set(value)) < len(value):
+                raise ValueError(f"{key}: {value} names a value twice")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that define a run's result: all but `not_identity`, as JSON types."""
@@ -69,7 +78,26 @@ class SSMConfig(ExperimentConfig):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-2 as a number, as YAML 1.2 does, and refuses a key named twice."""
+    """YAML 1.2's plain values, and nothing that people write without meaning it.
+
+    YAML 1.1 reads 060 as 48, 1:30 as 90, 24:00:00 as 86,400 and 2026-11-30 as a date. Here the
+    first three are refused with what to write, a date is text, and tags, aliases and a key named
+    twice are refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.constructor.ConstructorError(
+                None, None, "anchors and aliases are not used in configs", event.start_mark
+            )
+        if getattr(event, "tag", None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"tags such as {event.tag} are not used in configs", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -86,12 +114,44 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def refuse_ambiguous(self, node: yaml.ScalarNode) -> NoReturn:
+        """A number that YAML 1.1 and people read differently."""
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"{node.value} may be read as another number: write it in decimal digits alone (60, "
+            f"not 060, 0x3c, 6_0 or 1:00), or '{node.value}' in quotes for text",
+            node.start_mark,
+        )
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+
+_DIGITS = list("-+.0123456789")
+# In this order: the first that fits decides.
+for _tag, _pattern, _first in (
+    ("!ambiguous", r"[-+]?(0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(_[0-9]+)+)", _DIGITS),
+    ("!ambiguous", r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", _DIGITS),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", _DIGITS),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
+        _DIGITS,
+    ),
+    ("tag:yaml.org,2002:float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _DIGITS),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("!ambiguous", _Loader.refuse_ambiguous)
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML. Raises: ConfigError, in one line without the name of what was read."""
+    try:
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -104,6 +164,7 @@ def load_config(config_class: type[C], path: Path, overrides: Mapping[str, tuple
     Raises: ConfigError, with one line for each thing that is wrong.
     """
     values = _read_yaml(path)
+    _check_whose(values, path, config_class)
     for key, (value, words) in overrides.items():
         if key not in config_class.model_fields:
             raise ConfigError(f"{words}: {_unknown_key(key, config_class)}")
@@ -140,9 +201,9 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 def parse_value(text: str, words: str) -> Any:
     """Read a command line's value as YAML; `words` are what to name. Raises: ConfigError."""
     try:
-        return _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{words}: the value is not YAML: {_one_line(error)}") from None
+        return _load_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{words}: the value is not YAML: {error}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -154,14 +215,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
-        values = _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
+        values = _load_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected a mapping of keys to values, found {type(values).__name__}"
         )
     return values
+
+
+def _check_whose(values: Mapping[str, Any], path: Path, config_class: type[BaseModel]) -> None:
+    """Refuse another experiment's config as a whole. Raises: ConfigError."""
+    if len(values.keys() - config_class.model_fields.keys()) < 3:
+        return
+    for shipped in sorted(CONFIG_FOLDER.glob("[!q]*.yaml")):  # not the quick ones: the same keys
+        if _read_yaml(shipped).keys() == values.keys():
+            raise ConfigError(
+                f"{path}: has the keys of {shipped.name}, which belongs to another experiment; "
+                f"this one's are {', '.join(sorted(config_class.model_fields))}"
+            )
 
 
 def _describe(error: Any, sources: Mapping[str, str], path: Path, config_class: type) -> str:
@@ -174,7 +247,9 @@ def _describe(error: Any, sources: Mapping[str, str], path: Path, config_class: 
     if error["type"] == "missing":
         return f"{where}: the key '{key}' is missing"
     message = error["msg"].removeprefix("Input ")
-    return f"{where}: {key}: {error['input']!r} {message}"
+    found = repr(error["input"])
+    found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
+    return f"{where}: {key}: {found} {message}"
 
 
 def _unknown_key(key: str, config_class: type[ExperimentConfig]) -> str:
@@ -182,7 +257,3 @@ def _unknown_key(key: str, config_class: type[ExperimentConfig]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f", did you mean '{nearest[0]}'?" if nearest else ";"
     return f"unknown key '{key}'{hint} The keys are {', '.join(known)}"
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from data_dir.a5_dataset import load_word_problem, split
 from data_dir.finite_groups import GROUP_NAMES, group
-from experiments.devices import torch_device
+from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.file_names import a5_curve_name, configuration_label
@@ -141,6 +141,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
     names the runs that diverged.
     """
+    torch_numbers()
     from experiments.ssm_training import announced_backend, origin_of_runs
 
     where = torch_device(device)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from data_dir.datasets import load_toy_dataset
-from experiments.devices import torch_device
+from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.file_names import ToyCurveKey, configuration_label, toy_rmse_name, toy_steps_name
@@ -101,6 +101,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
     names the runs that diverged.
     """
+    torch_numbers()
     from experiments.ssm_training import announced_backend, origin_of_runs
 
     where = torch_device(device)

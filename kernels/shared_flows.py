@@ -19,6 +19,7 @@ FLOW_MEMORY_LIMIT = 2 * 2**30
 # Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each
 # of the four points. Twice that leaves room for the time channel's own rounding.
 INCREMENT_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
+HARMLESS = 1e-6  # of a path's largest increment
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,35 @@ def find_shared_increments(
 
 def _cluster_increments(
     channel: Float[np.ndarray, "N n"], most: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[Float[np.ndarray, " k"], Integer[np.ndarray, "N intervals"]] | None:
     """Group one channel's increments that differ by float32 rounding only.
 
     Returns (values (k,) float64, ids (N, n - 1)), or None when k > most or when the increments
-    are spread too evenly to fall into groups.
+    are spread too evenly to fall into groups. How much rounding there is follows from the size of
+    the paths: first the largest one's, and where that would throw together what smaller paths keep
+    apart, less.
     """
     increments = np.diff(channel.astype(np.float64), axis=1)
-    tolerance = INCREMENT_TOLERANCE * float(np.max(np.abs(channel)))
+    sizes = np.max(np.abs(channel), axis=1).astype(np.float64)
+    rounding = INCREMENT_TOLERANCE * sizes
+    # Of a path whose points are small; others' rounding in the mean does no harm below this.
+    harmless = HARMLESS * np.max(np.abs(increments), axis=1)
+    allowed = np.maximum(rounding, harmless)[:, None]
+    tolerance = float(np.max(rounding))
+    while True:
+        clustered = _cluster_within(increments, tolerance, most)
+        if clustered is None:
+            return None
+        values, ids = clustered
+        if np.all(np.abs(increments - values[ids]) <= allowed):
+            return clustered
+        tolerance = tolerance / 16 if tolerance > np.min(rounding) else 0.0
+
+
+def _cluster_within(
+    increments: Float[np.ndarray, "N intervals"], tolerance: float, most: int
+) -> tuple[Float[np.ndarray, " k"], Integer[np.ndarray, "N intervals"]] | None:
+    """Groups of increments no further apart than `tolerance`, as `_cluster_increments` has them."""
     ordered = np.sort(increments, axis=None)
     firsts = np.concatenate([[0], np.flatnonzero(np.diff(ordered) > tolerance) + 1])
     if len(firsts) > most:

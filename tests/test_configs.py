@@ -152,7 +152,7 @@ def test_every_mistake_has_a_line_of_its_own(config_file):
     ("changes", "named"),
     [
         ({"matmul_precision": "tf32"}, ["tf32", "share_flows: false", "float32"]),
-        ({"input_dims": [2, 2]}, ["input_dims", "once"]),
+        ({"input_dims": [2, 2]}, ["input_dims", "twice"]),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(config_file, changes, named):
@@ -207,6 +207,55 @@ def test_settings_are_typed_as_in_a_file():
     assert parse_setting("input_dims=[2, 3]") == ("input_dims", [2, 3])
     assert parse_setting("share_flows=false") == ("share_flows", False)
     assert parse_setting("results_dir=a=b") == ("results_dir", "a=b")
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "-07", "0x1f", "0o17", "0b11", "1_000", "1:30", "24:00:00", "1:30.5", "[3, 08]"]
+)
+def test_a_number_that_yaml_reads_in_a_way_of_its_own_is_refused_with_what_to_write(text):
+    with pytest.raises(ConfigError, match=r"^--set seed=.* write it in decimal digits alone"):
+        parse_setting(f"seed={text}")
+    assert parse_setting(f"seed='{text}'")[1] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("-3", -3),
+        ("+4", 4),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("no", "no"),
+        ("1.2.3", "1.2.3"),
+        ("2026-11-31", "2026-11-31"),
+    ],
+)
+def test_plain_values_are_read_as_yaml_1_2_reads_them(text, value):
+    found = parse_setting(f"seed={text}")[1]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['!!int "abc"', "!!python/object:os.system x", "9" * 5000, "[" * 5000, "&a [1, *a]"],
+    ids=["a tag", "a python tag", "a long number", "deep nesting", "an alias"],
+)
+def test_what_yaml_cannot_turn_into_a_value_is_refused_in_a_line(text):
+    with pytest.raises(ConfigError, match=r"^--set seed=") as caught:
+        parse_setting(f"seed={text}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_config_of_another_experiment_is_named_as_such():
+    path = CONFIG_FOLDER / "quick_ssm_toy.yaml"
+    message = error_of(path)
+    assert message.startswith(f"{path}: has the keys of ssm_toy.yaml, which belongs to another")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", ["seed", "=5", "seed=[1"])

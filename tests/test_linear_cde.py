@@ -9,10 +9,13 @@ from scipy.linalg import expm
 jax = pytest.importorskip("jax", reason="the Linear CDE is written in JAX")
 jnp = jax.numpy
 
+import equinox as eqx  # noqa: E402
+from jax.extend.core import jaxprs_in_params  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 from experiments.lcde_toy import model_key, sample_times, solver_of  # noqa: E402
 from linear_cde import (  # noqa: E402
+    A5LinearCDE,
     LinearCDE,
     adaptive_cde_solve,
     apply_field,
@@ -313,10 +316,12 @@ def test_the_config_names_the_solver_and_its_settings(toy_config):
         "atol": 1e-4,
         "dt0": 0.5,
         "matmul_precision": "float32",
+        "check_times": False,
     }
     config = toy_config(solver="scan", matmul_precision="tf32", share_flows=False)
     scan = solver_of(config)
-    assert scan.func is scan_cde_solve and scan.keywords == {"matmul_precision": "tf32"}
+    assert scan.func is scan_cde_solve
+    assert scan.keywords == {"matmul_precision": "tf32", "check_times": False}
 
 
 # Readout
@@ -338,3 +343,66 @@ def test_the_readout_refuses_features_that_are_not_finite(rng, row, broken):
     features[row, 2] = broken
     with pytest.raises(FloatingPointError, match="not finite: its solve diverged"):
         train_linear(features, np.zeros(60, np.float32), 40)
+
+
+@pytest.mark.parametrize("solve", [adaptive_cde_solve, scan_cde_solve])
+@pytest.mark.parametrize("times", [[0, 0.2, 0.4, 0.4, 1], [0, 0.5, 0.2, 0.7, 1]])
+def test_times_that_do_not_increase_are_never_solved(equation, solve, times):
+    A, B, y0 = equation(np.float32)
+    ts, control = jnp.asarray(times, jnp.float32), jnp.ones((5, CONTROLS), jnp.float32)
+    with pytest.raises(ValueError, match="the times of a path must increase"):
+        solve(A, B, y0, ts, control, control)
+    with pytest.raises(Exception, match="the times of a path must increase"):
+        jax.jit(solve)(A, B, y0, ts, control, control).block_until_ready()
+
+
+def test_the_number_of_points_does_not_limit_the_adaptive_solver(equation):
+    A, B, y0 = equation(np.float32)
+    points = 4200  # one step each is more than diffrax's own limit
+    ts = jnp.linspace(0, 1, points)
+    control = jnp.column_stack([ts, ts**2, jnp.sin(ts)])
+    fine = jax.jit(adaptive_cde_solve)(A, B, y0, ts, control, control)
+    coarse = jax.jit(adaptive_cde_solve)(A, B, y0, ts[::323], control[::323], control[::323])
+    # The coarse control is within 1e-4 of the fine one; the tolerance of both solves is 1e-2.
+    assert relative_error(coarse, fine) < 1e-2
+
+
+def products_without_full_precision(function, *arguments) -> list:
+    """The matrix products of a program that a GPU may compute in TF32."""
+
+    def products(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield equation
+            for inner in jaxprs_in_params(equation.params):
+                yield from products(inner)
+
+    highest = jax.lax.Precision.HIGHEST
+    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    assert found
+    return [e for e in found if e.params["precision"] not in (highest, (highest, highest))]
+
+
+def test_every_product_of_the_solvers_is_in_float32_on_a_gpu_too(equation):
+    A, B, y0 = equation(np.float32)
+    ts, control = jnp.linspace(0, 1, 4), jnp.ones((4, CONTROLS), jnp.float32)
+    for solve in (adaptive_cde_solve, scan_cde_solve):
+        assert products_without_full_precision(solve, A, B, y0, ts, control, control) == []
+
+
+def test_every_product_of_training_on_words_is_in_float32_on_a_gpu_too():
+    from experiments.lcde_training import mean_cross_entropy
+
+    model = A5LinearCDE(7, 8, key=jax.random.key(0))
+    tokens = jnp.zeros((3, 5), jnp.uint8)
+
+    def loss(embedding):
+        moved = eqx.tree_at(lambda m: m.embedding, model, embedding)
+        return mean_cross_entropy(moved, tokens, tokens, 0.1, jax.random.key(1))
+
+    def plain(tokens):
+        return model(tokens)
+
+    with jax.numpy_rank_promotion("allow"):
+        assert products_without_full_precision(jax.grad(loss), model.embedding) == []
+        assert products_without_full_precision(plain, tokens) == []

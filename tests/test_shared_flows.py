@@ -213,3 +213,48 @@ def test_paths_that_stand_still_have_one_increment():
     shared, _ = find_shared_increments(times(5), np.zeros((10, 5, 2), np.float32), 2)
     np.testing.assert_allclose(shared.values, [[0.25, 0, 0]])
     assert not shared.ids.any()
+
+
+def walks_with_an_outlier(offset: float, share: float) -> np.ndarray:
+    """Lattice walks over 32, of which a share is moved far from the others."""
+    steps = np.random.default_rng(0).integers(-1, 2, (400, 50, 2))
+    walks = np.cumsum(steps, axis=1).astype(np.float32) / 32
+    walks[: max(1, int(share * len(walks)))] += np.float32(offset)
+    return walks
+
+
+# Offsets of which float32 still tells multiples of 1/32 apart: all increments stay exact.
+@pytest.mark.parametrize("offset", [2e3, 2e5])
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_paths_off_centre_do_not_spoil_the_others(offset, share):
+    shared, reason = find_shared_increments(times(50), walks_with_an_outlier(offset, share), H)
+    assert reason.startswith("9 distinct increments in 19,600 intervals")
+    paths = walks_with_an_outlier(offset, share).astype(np.float64)
+    assert np.allclose(shared.values[shared.ids][..., 1:], np.diff(paths, axis=1), atol=1e-7)
+
+
+@given(scale=st.floats(1e-4, 1e4), offset=st.floats(0, 1e4))
+def test_an_increment_is_put_to_a_value_that_its_path_could_have(scale, offset):
+    walks = walks_with_an_outlier(offset, 0.1) * np.float32(scale)
+    shared, _ = find_shared_increments(times(50), walks, H)
+    if shared is not None:
+        increments = np.diff(walks.astype(np.float64), axis=1)
+        off = np.abs(shared.values[shared.ids][..., 1:] - increments)
+        # float32's rounding at the path's size, or a millionth of its largest step.
+        sizes = np.max(np.abs(walks), axis=1, keepdims=True)
+        steps = np.max(np.abs(increments), axis=1, keepdims=True)
+        assert np.all(off <= np.maximum(6e-7 * sizes, 2e-6 * steps))
+
+
+def test_features_that_are_not_the_paths_own_are_refused(jax, toy_config, lattice_walks):
+    from dataclasses import replace
+
+    from experiments.lcde_toy import choose_sharing, features_of, solver_of
+    from linear_cde import LinearCDE
+
+    config, paths = toy_config(hidden_dim=H), lattice_walks(200, 20, 2)
+    model = LinearCDE(H, 2, key=jax.random.PRNGKey(1))
+    shared, _ = choose_sharing(config, paths)
+    wrong = replace(shared, values=shared.values * np.float32(1.1))
+    with pytest.raises(FloatingPointError, match="use share_flows: false"):
+        features_of(model, paths, wrong, config, solver_of(config))

@@ -1,0 +1,94 @@
+"""What a user exported or configured changes no number; a device that is missing is named."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness.paths import CONFIG_FOLDER, ROOT
+
+JAX_EXPORTS = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+    "JAX_RANDOM_SEED_OFFSET": "7",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "XLA_FLAGS": "--xla_cpu_enable_fast_math=true --xla_dump_hlo_as_text",
+}
+TORCH_EXPORTS = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "NVIDIA_TF32_OVERRIDE": "1"}
+LCDE_A5 = ["-m", "LCDE", "-e", "A5", "-c", str(CONFIG_FOLDER / "quick_lcde_a5.yaml"), "-l", "2"]
+RNN_A5 = ["-m", "SequenceModel", "-e", "A5", "-n", "RNN", "-l", "2", "-d", "1"]
+TINY = {
+    "lcde": {"max_steps": 2, "eval_interval": 1, "samples": 500},
+    "rnn": {"epochs": 1, "eval_interval": 5, "samples": 500, "num_heads": 1, "search": False},
+}
+
+
+def run(words: list[str], tiny: dict, folder, **exported) -> tuple[list, str]:
+    words = [*words, "--data-dir", str(folder), "--results-dir", str(folder / "results")]
+    for key, value in {"hidden_dim": 8, "short_batch_size": 0, **tiny}.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_experiment.py", *words, "--device", "cpu"],
+        env={**os.environ, **exported},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = (folder / "results" / "outputs_A5").glob("*.json")
+    history = json.loads(record.read_text())["history"]
+    return [history["accuracy"], history["train_loss"]], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("framework", "words", "tiny", "exported"),
+    [
+        ("jax", LCDE_A5, TINY["lcde"], JAX_EXPORTS),
+        ("torch", RNN_A5, TINY["rnn"], TORCH_EXPORTS),
+    ],
+    ids=["jax", "torch"],
+)
+def test_what_is_exported_changes_no_bit_and_is_named(tmp_path, framework, words, tiny, exported):
+    pytest.importorskip(framework)
+    plain, _ = run(words, tiny, tmp_path / "plain")
+    under_exports, warnings = run(words, tiny, tmp_path / "exported", **exported)
+    assert under_exports == plain
+    assert all(f"warning: {name}=" in warnings for name in exported)
+
+
+def test_harmless_variables_stay(monkeypatch):
+    from experiments.devices import forget_exported
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_cpu_enable_fast_math=true")
+    forget_exported()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_a_platform_that_is_exported_and_not_there_is_named(tmp_path):
+    pytest.importorskip("jax")
+    words = [*LCDE_A5, "--data-dir", tmp_path, "--results-dir", tmp_path / "results"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_experiment.py", *map(str, words)],
+        env={**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: JAX_PLATFORMS=cuda: this JAX finds no such device")
+
+
+def test_pytorch_multiplies_in_float32_on_a_gpu_too():
+    torch = pytest.importorskip("torch")
+    from experiments.devices import torch_numbers
+
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    torch_numbers()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
