@@ -27,7 +27,7 @@ from harness.file_names import (
     toy_steps_name,
 )
 from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
-from verdict import figure_1, figure_2
+from verdict import figure_1, figure_2, tables
 from verdict.rows import AGREES, BETTER, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, WORSE
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
@@ -100,8 +100,8 @@ def numbers_in(value) -> list:
 def test_every_published_number_is_a_number_and_every_table_has_its_source():
     for number in numbers_in(PUBLISHED):
         assert number is None or isinstance(number, bool | int | float), number
-    tables = [*PUBLISHED["figure_1"].values(), *PUBLISHED["figure_2"].values()]
-    assert all(table["source"] for table in tables)
+    published_tables = [*PUBLISHED["figure_1"].values(), *PUBLISHED["figure_2"].values()]
+    assert all(table["source"] for table in published_tables)
 
 
 def test_published_values_are_the_papers():
@@ -158,9 +158,9 @@ def test_precision_does_not_make_a_run_incomparable_but_is_shown_and_explained()
     results = ToyResults([score(0.65, matmul_precision="float32", hidden_dim=256)])
     row = row_of(results, model="Linear CDE", input_dim=2, run=0)
     assert (row.verdict, row.precision) == (BETTER, "float32")
-    assert "0.55 to 0.85" in compare_to_paper.footnotes([row])[-1]
+    assert "0.55 to 0.85" in tables.footnotes([row])[-1]
     not_run = row_of(ToyResults(), run=0, input_dim=2)
-    assert "0.55 to 0.85" not in compare_to_paper.footnotes([not_run])[-1]
+    assert "0.55 to 0.85" not in tables.footnotes([not_run])[-1]
 
 
 def test_a_result_with_a_damaged_record_is_not_compared():
@@ -365,9 +365,9 @@ def test_bad_arguments_exit_2_with_nothing_on_stdout(tmp_path):
 def test_rows_hold_plain_json_types():
     results = ToyResults([score()], [curve({0: 0.2, 990000: 0.02})])
     rows = figure_1.compare(results, FIGURE_1)
-    assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
+    assert json.loads(tables.as_json(rows)) == [asdict(row) for row in rows]
     rows = figure_2.compare(A5Results([a5_curve(), a5_curve("LSTM")]), FIGURE_2)
-    assert json.loads(compare_to_paper.as_json(rows)) == [asdict(row) for row in rows]
+    assert json.loads(tables.as_json(rows)) == [asdict(row) for row in rows]
 
 
 def test_figure_2_has_a_row_for_every_model_and_length_of_the_papers_table():

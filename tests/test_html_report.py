@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-import plot_toy
 from a5_runs import write_run
 from harness.file_names import (
     LINEAR_CDE,
@@ -23,6 +22,7 @@ from harness.file_names import (
     toy_steps_name,
 )
 from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
+from verdict import draw_1
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -75,7 +75,7 @@ def results(tmp_path_factory) -> Path:
     folder.mkdir()
     for run, factor in enumerate((0.6, 1.0, 1.5)):
         write_linear_cde(folder, 2, run, factor)
-    for configuration in plot_toy.STYLES:
+    for configuration in draw_1.STYLES:
         for input_dim, runs in ((2, 2), (3, 1)):
             for run in range(runs):
                 write_toy_curve(folder, configuration, input_dim, run)

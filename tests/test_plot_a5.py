@@ -11,7 +11,6 @@ import pytest
 from matplotlib.colors import to_rgba
 
 import plot_A5
-import plot_toy
 from a5_runs import (
     LENGTHS,
     PAPER_TABLE,
@@ -29,7 +28,7 @@ from a5_runs import (
 from benchmarks.released_files import write_a5_files
 from harness.file_names import LINEAR_CDE
 from harness.paths import ROOT
-from verdict import look
+from verdict import command_line, draw_1, draw_2, look
 
 
 def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
@@ -43,7 +42,7 @@ def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
 def test_the_table_tells_not_reached_from_unfinished_and_not_run():
     runs = [curve("RNN", 1, 3), curve("RNN", 1, 4, best=0.5)]
     found = found_of(*runs, *(failure("S4", depth, 3) for depth in (1, 2, 3, 4)))
-    text = plot_A5.markdown_table(found)
+    text = draw_2.markdown_table(found)
     rows = {row.split("|")[1].strip(): row.split("|")[2:5] for row in table_rows(text)}
     assert [cell.strip() for cell in rows["RNN"]] == ["1", "…", "·"]
     assert [cell.strip() for cell in rows["S4"]] == ["–", "–", "–"]
@@ -53,7 +52,7 @@ def test_the_table_tells_not_reached_from_unfinished_and_not_run():
 
 def test_figure_2_has_the_papers_axes_levels_lines_and_order(tmp_path):
     write_a5_files(tmp_path, PUBLISHED)
-    figure = plot_A5.draw_figure(found_in(tmp_path), None)
+    figure = draw_2.draw_figure(found_in(tmp_path), None)
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == (
         "sequence length",
@@ -66,16 +65,16 @@ def test_figure_2_has_the_papers_axes_levels_lines_and_order(tmp_path):
     assert [int(low + 0.5) for low, _ in bands] == [1, 2, 3, 4]
     for model, line in lines_of(figure).items():
         blocks = [float("nan") if n is None else n for n in TABLE["models"][model]]
-        heights = line.get_ydata() - plot_A5.OFFSETS[model]
+        heights = line.get_ydata() - draw_2.OFFSETS[model]
         assert np.allclose(heights, blocks, equal_nan=True)
         inside = [any(low < y < high for low, high in bands) for y in line.get_ydata() if y == y]
         assert all(inside)
-    assert len(set(plot_A5.OFFSETS.values())) == 5
-    assert list(plot_A5.OFFSETS.values()) == sorted(plot_A5.OFFSETS.values())
+    assert len(set(draw_2.OFFSETS.values())) == 5
+    assert list(draw_2.OFFSETS.values()) == sorted(draw_2.OFFSETS.values())
 
 
 def test_missing_lengths_break_a_line_and_show_in_its_label():
-    figure = plot_A5.draw_figure(found_of(curve("RNN", 1, 3), curve("RNN", 1, 5)), None)
+    figure = draw_2.draw_figure(found_of(curve("RNN", 1, 3), curve("RNN", 1, 5)), None)
     assert legend(figure) == ["RNN (2 of 14 lengths)"]
     drawn = lines_of(figure)["RNN (2 of 14 lengths)"].get_ydata()
     assert np.isnan(drawn).tolist() == [False, True, False] + [True] * 11
@@ -83,29 +82,29 @@ def test_missing_lengths_break_a_line_and_show_in_its_label():
 
 def test_upper_bounds_are_hollow_and_explained():
     found = found_of(curve("S4", 1, 3), curve("S4", 3, 4))
-    figure = plot_A5.draw_figure(found, None)
+    figure = draw_2.draw_figure(found, None)
     (hollow,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
-    assert (hollow.get_xdata(), hollow.get_ydata()) == ([4], [3 + plot_A5.OFFSETS["S4"]])
-    assert plot_A5.BOUND_LABEL in legend(figure)
+    assert (hollow.get_xdata(), hollow.get_ydata()) == ([4], [3 + draw_2.OFFSETS["S4"]])
+    assert draw_2.BOUND_LABEL in legend(figure)
 
 
 def test_the_overlay_is_the_papers_table_thin_and_labelled():
-    figure = plot_A5.draw_figure(found_of(curve(LINEAR_CDE, 1, 3)), TABLE)
+    figure = draw_2.draw_figure(found_of(curve(LINEAR_CDE, 1, 3)), TABLE)
     drawn = lines_of(figure)
     ours = drawn.pop("Linear CDE (1 of 14 lengths)")
-    assert list(drawn) == [f"{model}, paper" for model in plot_A5.MODELS]
-    for model in plot_A5.MODELS:
+    assert list(drawn) == [f"{model}, paper" for model in draw_2.MODELS]
+    for model in draw_2.MODELS:
         line = drawn[f"{model}, paper"]
         blocks = [number for number in TABLE["models"][model] if number]
         heights = line.get_ydata()[: len(blocks)]
-        assert np.allclose(heights, np.add(blocks, plot_A5.OFFSETS[model] + 0.05))
+        assert np.allclose(heights, np.add(blocks, draw_2.OFFSETS[model] + 0.05))
         assert line.get_linewidth() < ours.get_linewidth()
 
 
 @pytest.mark.parametrize("overlay", [None, TABLE])
 def test_the_legend_lies_inside_the_figure_and_above_the_axes(overlay):
-    runs = [curve(model, 1, 3, hidden_dim=8) for model in plot_A5.MODELS]
-    figure = plot_A5.draw_figure(found_of(*runs, curve("Transformer", 2, 5)), overlay)
+    runs = [curve(model, 1, 3, hidden_dim=8) for model in draw_2.MODELS]
+    figure = draw_2.draw_figure(found_of(*runs, curve("Transformer", 2, 5)), overlay)
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
@@ -113,11 +112,11 @@ def test_the_legend_lies_inside_the_figure_and_above_the_axes(overlay):
 
 
 def test_a_model_has_one_colour_and_marker_everywhere():
-    for (model, depth, nonlinear), style in plot_toy.STYLES.items():
+    for (model, depth, nonlinear), style in draw_1.STYLES.items():
         assert style["marker"] == look.MODEL_STYLES[model]["marker"]
         if (depth, nonlinear) == (2, False):
             assert style["color"] == look.MODEL_STYLES[model]["color"]
-    assert look.MODEL_STYLES[LINEAR_CDE]["color"] == plot_toy.LCDE_COLOR
+    assert look.MODEL_STYLES[LINEAR_CDE]["color"] == draw_1.LCDE_COLOR
     styles = look.MODEL_STYLES.values()
     assert len({s["marker"] for s in styles}) == len({s["color"] for s in styles}) == 5
 
@@ -125,8 +124,8 @@ def test_a_model_has_one_colour_and_marker_everywhere():
 def test_curves_have_a_panel_per_model_and_a_line_per_length_and_depth(tmp_path):
     write_a5_files(tmp_path, PUBLISHED)
     found = found_in(tmp_path)
-    figure = plot_A5.draw_curves(found, 0.9)
-    assert [axes.get_title() for axes in figure.axes] == list(plot_A5.MODELS)
+    figure = draw_2.draw_curves(found, 0.9)
+    assert [axes.get_title() for axes in figure.axes] == list(draw_2.MODELS)
     s4 = figure.axes[1]
     lines = [line for line in s4.lines if len(line.get_xdata()) > 2]
     assert len(lines) == len([key for key in found.trials if key[0] == "S4"])
@@ -145,8 +144,8 @@ def test_curves_have_a_panel_per_model_and_a_line_per_length_and_depth(tmp_path)
 
 @pytest.mark.parametrize("models", [1, 2, 3, 5])
 def test_the_curves_legend_lies_inside_the_figure_and_above_the_panels(models):
-    runs = [curve(model, 1, length) for model in plot_A5.MODELS[:models] for length in LENGTHS]
-    figure = plot_A5.draw_curves(found_of(*runs), 0.9)
+    runs = [curve(model, 1, length) for model in draw_2.MODELS[:models] for length in LENGTHS]
+    figure = draw_2.draw_curves(found_of(*runs), 0.9)
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
@@ -155,7 +154,7 @@ def test_the_curves_legend_lies_inside_the_figure_and_above_the_panels(models):
 
 def test_the_shades_of_lengths_get_lighter_so_that_they_differ_in_grey():
     found = found_of(*(curve(LINEAR_CDE, 1, length) for length in LENGTHS))
-    figure = plot_A5.draw_curves(found, 0.9)
+    figure = draw_2.draw_curves(found, 0.9)
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2][:-1]
     greys = [np.dot(to_rgba(line.get_color())[:3], (0.299, 0.587, 0.114)) for line in lines]
     assert len(greys) == 14
@@ -295,8 +294,8 @@ def test_watch_does_nothing_while_nothing_changes(tmp_path, monkeypatch):
         if len(sleeps) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(look.time, "sleep", sleep)
-    assert look.draw_and_watch(draw, tmp_path, 3.0) == 7
+    monkeypatch.setattr(command_line.time, "sleep", sleep)
+    assert command_line.draw_and_watch(draw, tmp_path, 3.0) == 7
     assert (codes, sleeps) == ([7], [3.0] * 5)
 
 

@@ -20,6 +20,7 @@ from harness.file_names import (
     toy_lcde_name,
 )
 from harness.paths import ROOT, TOY_RESULTS
+from verdict import draw_1
 
 PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_1"]
 ZERO = PUBLISHED["predicting_zero"]["rmse"]
@@ -38,7 +39,7 @@ def curve(model="Mamba", depth=2, nonlinear=True, input_dim=2, run=0, records=10
 def whole_figure() -> ToyResults:
     curves = [
         curve(*configuration, input_dim, run)
-        for configuration in plot_toy.STYLES
+        for configuration in draw_1.STYLES
         for input_dim in (2, 3)
         for run in range(5)
     ]
@@ -50,8 +51,8 @@ def scores(**config) -> list[ToyScore]:
 
 
 def draw(results: ToyResults, overlay: bool = False):
-    lines, notes = plot_toy.select_lines(results, SETTINGS)
-    return plot_toy.draw_figure(results, lines, ZERO, PUBLISHED, overlay), notes
+    lines, notes = draw_1.select_lines(results, SETTINGS)
+    return draw_1.draw_figure(results, lines, ZERO, PUBLISHED, overlay), notes
 
 
 def legend(figure) -> list[str]:
@@ -102,7 +103,7 @@ def test_panels_axes_and_lines_are_those_of_figure_1():
 
 def test_a_line_is_the_mean_and_its_band_the_range_over_runs():
     curves = [curve(run=run) for run in (0, 1, 4)]
-    summary = plot_toy.summarise(curves)
+    summary = draw_1.summarise(curves)
     assert np.allclose(summary.mean, (0.01 + 0.02 + 0.05) / 3)
     assert np.allclose(summary.low, 0.01)
     assert np.allclose(summary.high, 0.05)
@@ -147,7 +148,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_go_and_marked():
     assert np.allclose(drawn.get_ydata()[7:], 0.01)
     (cross,) = crosses(figure.axes[0])
     assert (cross.get_xdata(), cross.get_ydata()) == ([60000], [pytest.approx(0.015)])
-    assert plot_toy.END_LABEL in legend(figure)
+    assert draw_1.END_LABEL in legend(figure)
 
 
 def published_curve(model, depth, nonlinear, input_dim) -> dict:
@@ -165,9 +166,9 @@ def ranges(axes, x: float) -> list[tuple[float, float]]:
 def test_the_overlay_is_the_papers_values_thin_and_labelled():
     figure, _ = draw(ToyResults(scores(), [curve()]), overlay=True)
     axes = figure.axes[0]
-    for configuration in plot_toy.STYLES:
+    for configuration in draw_1.STYLES:
         values = published_curve(*configuration, 2)
-        drawn = line(axes, f"{plot_toy.configuration_label(*configuration)}, paper")
+        drawn = line(axes, f"{draw_1.configuration_label(*configuration)}, paper")
         assert dict(zip(*drawn.get_data(), strict=True)) == {
             s: v["mean"] for s, v in values.items()
         }
@@ -189,10 +190,10 @@ def test_the_overlay_shows_the_papers_last_values_beside_runs_of_10000_steps(inp
     axes = figure.axes[input_dim - 2]
     assert axes.get_xlim()[1] < 11000
     assert [cross.get_xdata() for cross in crosses(axes)] == [[10000]]
-    assert plot_toy.END_LABEL in legend(figure)
+    assert draw_1.END_LABEL in legend(figure)
     (strip,) = axes.child_axes
     assert strip.get_ylim() == axes.get_ylim()
-    for place, configuration in enumerate(plot_toy.STYLES):
+    for place, configuration in enumerate(draw_1.STYLES):
         last = published_curve(*configuration, input_dim)[990000]
         assert strip.lines[place].get_ydata() == [last["mean"]]
         if "min" in last:
@@ -230,9 +231,9 @@ def test_other_settings_are_marked_in_the_legend():
     figure, notes = draw(ToyResults(scores(hidden_dim=8), [curve(hidden_dim=32)]))
     assert "Mamba, depth 2, nonlinear *" in legend(figure)
     assert "random Linear CDE *" in legend(figure)
-    assert plot_toy.OTHER_SETTINGS_LABEL in legend(figure)
+    assert draw_1.OTHER_SETTINGS_LABEL in legend(figure)
     assert "drawn" in notes[0]
-    linear_cde = plot_toy.linear_cde_notes(scores(hidden_dim=8), {"hidden_dim": 256})
+    linear_cde = draw_1.linear_cde_notes(scores(hidden_dim=8), {"hidden_dim": 256})
     assert ["run 0, 1, 2, 3, 4: hidden_dim 8, paper 256" in note for note in linear_cde] == [
         True
     ] * 2
@@ -246,8 +247,8 @@ def test_what_figure_1_does_not_show_is_named_and_left_out():
 
 def test_missing_configurations_are_named_with_their_panels():
     results = ToyResults(scores(), [curve(input_dim=3)])
-    lines, _ = plot_toy.select_lines(results, SETTINGS)
-    missing = plot_toy.missing_configurations(results, lines)
+    lines, _ = draw_1.select_lines(results, SETTINGS)
+    missing = draw_1.missing_configurations(results, lines)
     assert "Mamba, depth 2, nonlinear (2D)" in missing
     assert "S4, depth 1 (2D, 3D)" in missing
     assert len(missing) == 6
@@ -259,25 +260,25 @@ def test_predicting_zero_is_the_rms_of_the_last_fifth_of_the_labels(tmp_path):
     np.save(tmp_path / "toy_data" / "labels_2.npy", labels)
     problems = []
     expected = pytest.approx({2: 0.5, 3: ZERO[3]}, rel=1e-5)  # six digits are kept
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == expected
+    assert draw_1.predicting_zero(tmp_path, ZERO, problems) == expected
     (tmp_path / "toy_data" / "labels_2.npy").write_bytes(b"no array")
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == pytest.approx(ZERO, rel=1e-5)
+    assert draw_1.predicting_zero(tmp_path, ZERO, problems) == pytest.approx(ZERO, rel=1e-5)
     assert "labels_2.npy" in str(problems[0])
 
 
 def test_predicting_zero_is_drawn_at_the_same_height_with_and_without_the_data(tmp_path):
-    stored = plot_toy.predicting_zero(tmp_path, ZERO, [])
+    stored = draw_1.predicting_zero(tmp_path, ZERO, [])
     (tmp_path / "toy_data").mkdir()
     for input_dim, computed in {2: 0.11195024621214368, 3: 0.058498099201524816}.items():
         np.save(tmp_path / "toy_data" / f"labels_{input_dim}.npy", np.full(20, computed))
-    assert plot_toy.predicting_zero(tmp_path, ZERO, []) == stored
+    assert draw_1.predicting_zero(tmp_path, ZERO, []) == stored
 
 
 def test_lines_of_one_model_differ_without_colour():
     for model in ("Mamba", "S4"):
-        styles = [style for key, style in plot_toy.STYLES.items() if key[0] == model]
+        styles = [style for key, style in draw_1.STYLES.items() if key[0] == model]
         assert len({(str(style["ls"]), style.get("mfc")) for style in styles}) == 3
-    markers = {key[0]: style["marker"] for key, style in plot_toy.STYLES.items()}
+    markers = {key[0]: style["marker"] for key, style in draw_1.STYLES.items()}
     assert markers["Mamba"] != markers["S4"]
 
 

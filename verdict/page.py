@@ -7,10 +7,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-import plot_A5
-import plot_toy
 from harness.file_names import LINEAR_CDE, A5Results, Problem, ToyResults, configuration_label
-from verdict import figure_1, figure_2, look
+from verdict import draw_1, draw_2, figure_1, figure_2, look
 from verdict.minimum_blocks import search
 from verdict.provenance import Provenance, RecordGroup
 from verdict.rows import (
@@ -25,7 +23,7 @@ from verdict.rows import (
     count_verdicts,
 )
 
-STYLE_SHEET = Path(__file__).with_name("report.css")
+STYLE_SHEET = Path(__file__).with_name("templates") / "report.css"
 PAPER = (
     "A reproduction of <cite>Theoretical Foundations of Deep Selective State-Space Models</cite> "
     "(N. Muca Cirone, A. Orvieto, B. Walker, C. Salvi, T. Lyons; NeurIPS 2024, "
@@ -128,7 +126,7 @@ def _by_panel(rows: list[Row]) -> list[tuple[str, list[Row]]]:
     """The rows of each input dimension, with its name in the figure."""
     return [
         (
-            plot_toy.PANELS.get(input_dim, f"{input_dim}D"),
+            draw_1.PANELS.get(input_dim, f"{input_dim}D"),
             [r for r in rows if r.input_dim == input_dim],
         )
         for input_dim in sorted({row.input_dim for row in rows})
@@ -155,17 +153,17 @@ def _rmse_table(rows: list[Row], panel: str) -> str:
 
 
 def _figure_1(results: ToyResults, published: dict) -> str:
-    lines, _ = plot_toy.select_lines(results, published["sequence_models"]["settings"])
+    lines, _ = draw_1.select_lines(results, published["sequence_models"]["settings"])
     if not lines and not results.scores:
         return '<p class="caption">There are no toy results to draw.</p>'
     caption = "Validation RMSE against training steps. Thin: the paper's values."
-    missing = plot_toy.missing_configurations(results, lines)
+    missing = draw_1.missing_configurations(results, lines)
     if missing:
         caption += f" Not run: {'; '.join(missing)}."
     # Not from the data: the page must be the same in a clone, which has none.
     zero = published["predicting_zero"]["rmse"]
     with matplotlib.rc_context(look.RC):
-        figure = plot_toy.draw_figure(results, lines, zero, published, overlay=True)
+        figure = draw_1.draw_figure(results, lines, zero, published, overlay=True)
         return _picture(figure, "figure1", "Figure 1", caption)
 
 
@@ -193,7 +191,7 @@ def _figure_2(results: A5Results, published: dict) -> str:
         return '<p class="caption">No run solves a length, so there is no line to draw.</p>'
     caption = "Fewest blocks that solve each sequence length. Thin and dashed: the paper's."
     with matplotlib.rc_context(look.RC):
-        figure = plot_A5.draw_figure(found, published["min_blocks"])
+        figure = draw_2.draw_figure(found, published["min_blocks"])
         return _picture(figure, "figure2", "Figure 2", caption)
 
 
@@ -299,7 +297,7 @@ def _grid(rows: list[Row]) -> str:
     for model in models:
         cells = "".join(_grid_cell(row) for row in rows if row.model == model)
         lines.append(f'<tr><th class="name" scope="row">{model}</th>{cells}</tr>')
-    marks = ", ".join(f"{mark} {state}" for state, mark in plot_A5.MARKS.items())
+    marks = ", ".join(f"{mark} {state}" for state, mark in draw_2.MARKS.items())
     return f"""<table class="grid">
 <caption>Fewest blocks by length {_note("blocks")}
 <small>Ours, and below it the paper's; {marks}</small></caption>
@@ -311,7 +309,7 @@ def _grid(rows: list[Row]) -> str:
 
 
 def _grid_cell(row: Row) -> str:
-    ours, paper = (plot_A5.MARKS.get(state, state) for state in (row.state, row.paper_state))
+    ours, paper = (draw_2.MARKS.get(state, state) for state in (row.state, row.paper_state))
     title = f"{row.model}, length {row.length}: {row.verdict}"
     return (
         f'<td class="{_css_class(row.verdict)}" title="{escape(title)}">'
