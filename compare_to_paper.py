@@ -4,13 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 from harness.atomic_files import atomic_write
-from harness.file_names import PUBLISHED_RESULTS, load_a5_results, load_toy_results
 from harness.paths import RESULTS_DIR
 from verdict import draw_1, draw_2, figure_1, figure_2, page
 from verdict.provenance import load_provenance
+from verdict.results import load_a5_results, load_toy_results, published_results
 from verdict.rows import DISAGREES, WORSE
 from verdict.tables import as_json, as_markdown, print_text
 
@@ -76,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (toy.scores or toy.curves or a5.curves or problems):
         print(f"nothing to compare: no results in {args.results_dir}", file=sys.stderr)
         return 1
-    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
+    published = published_results()
     rows = figure_1.compare(toy, published["figure_1"])
     rows += figure_2.compare(a5, published["figure_2"])
     provenance = load_provenance(args.results_dir)

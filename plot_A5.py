@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import yaml
 
-from harness.file_names import PUBLISHED_RESULTS, load_a5_results
 from harness.paths import A5_RESULTS
 from verdict.command_line import draw_and_watch, output_path, plot_parser, print_problems
-from verdict.draw_2 import OUTPUT_NAME, draw_curves, draw_figure, markdown_table
+from verdict.draw_2 import OUTPUT_NAME, draw_curves, draw_figure
 from verdict.look import RC, save_figure
 from verdict.minimum_blocks import search
+from verdict.results import load_a5_results, published_results
+from verdict.tables import blocks_table
 
 EXAMPLES = """examples:
   python plot_A5.py
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     output = output_path(parser, args, OUTPUT_NAME)
-    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_2"]
+    published = published_results()["figure_2"]
     return draw_and_watch(
         lambda: _draw_once(parser, args, output, published),
         args.results_dir / A5_RESULTS,
@@ -66,7 +66,7 @@ def _draw_once(
         print(f"nothing to draw: no A5 results in {args.results_dir}", file=sys.stderr)
         return 1
     if args.table:
-        print(markdown_table(found), end="\n\n")
+        print(blocks_table(found), end="\n\n")
     table = published["min_blocks"]
     figures = {}
     solved = any(cell.blocks is not None for cell in found.cells.values())

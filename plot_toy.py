@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import yaml
 
-from harness.file_names import PUBLISHED_RESULTS, load_toy_results
 from harness.paths import DATA_DIR, TOY_RESULTS
 from verdict.command_line import draw_and_watch, output_path, plot_parser, print_problems
 from verdict.draw_1 import (
@@ -15,10 +13,10 @@ from verdict.draw_1 import (
     draw_figure,
     linear_cde_notes,
     missing_configurations,
-    predicting_zero,
     select_lines,
 )
 from verdict.look import RC, save_figure
+from verdict.results import load_toy_results, predicting_zero, published_results
 
 EXAMPLES = """examples:
   python plot_toy.py
@@ -49,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     output = output_path(parser, args, OUTPUT_NAME)
-    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_1"]
+    published = published_results()["figure_1"]
     return draw_and_watch(
         lambda: _draw_once(parser, args, output, published),
         args.results_dir / TOY_RESULTS,

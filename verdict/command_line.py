@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.file_names import Problem
 from harness.paths import RESULTS_DIR
+from verdict.results import Problem
 
 
 def plot_parser(

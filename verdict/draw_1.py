@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,18 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from harness.errors import ResultFileError
-from harness.file_names import (
-    Problem,
-    ToyCurve,
-    ToyResults,
-    ToyScore,
-    configuration_label,
-    departures,
-    load_array,
-)
-from harness.paths import TOY_DATA
-from verdict.look import MODEL_STYLES, OTHER_SETTINGS, OTHER_SETTINGS_LABEL
+from harness.file_names import configuration_label
+from verdict.look import MODEL_STYLES
+from verdict.minimum_blocks import OTHER_SETTINGS, OTHER_SETTINGS_LABEL
+from verdict.results import ToyCurve, ToyResults, ToyScore
+from verdict.rows import departures
 
 PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
 Y_LIMITS = (1e-4, 0.15)
@@ -33,7 +25,6 @@ MARGIN_HEIGHTS = {"bottom": 0.53, "top": 0.45}  # inches, without the legend
 LEGEND_ROW_HEIGHT = 0.216  # inches
 LEGEND_COLUMNS = 3
 MARKERS_PER_LINE = 8
-TRAIN_FRACTION = 0.8
 ZERO_LABEL = "predicting zero"
 LCDE_LABEL = "random Linear CDE"
 LCDE_COLOR = MODEL_STYLES["Linear CDE"]["color"]
@@ -140,24 +131,6 @@ def missing_configurations(results: ToyResults, lines: list[Line]) -> list[str]:
         if panels:
             missing.append(f"{label} ({', '.join(panels)})")
     return missing
-
-
-def predicting_zero(data_dir: Path, stored: dict[int, float], problems: list[Problem]) -> dict:
-    """RMS of the validation labels by input dimension: from the data, else the stored figure."""
-    rms = {}
-    for input_dim in PANELS:
-        path = data_dir / TOY_DATA / f"labels_{input_dim}.npy"
-        rms[input_dim] = stored[input_dim]
-        if path.exists():
-            try:
-                labels = load_array(path, ndim=1)
-            except ResultFileError as error:
-                problems.append(Problem(path, str(error)))
-                continue
-            validation = labels[int(TRAIN_FRACTION * len(labels)) :]
-            rms[input_dim] = float(np.sqrt(np.mean(validation**2)))
-    # Six digits are the same from the data and stored: a figure changes when results do.
-    return {input_dim: float(f"{value:.6g}") for input_dim, value in rms.items()}
 
 
 def draw_figure(

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from harness.file_names import LINEAR_CDE
-from verdict.look import MODEL_STYLES, OTHER_SETTINGS, OTHER_SETTINGS_LABEL
-from verdict.minimum_blocks import NOT_REACHED, NOT_RUN, UNFINISHED, Cell, Search
+from verdict.look import MODEL_STYLES
+from verdict.minimum_blocks import OTHER_SETTINGS, OTHER_SETTINGS_LABEL, Cell, Search
+from verdict.results import LINEAR_CDE
 
 OUTPUT_NAME = "A5_plot_shaded_regions.pdf"
 # In the legend's order, each line a little higher than the one before.
@@ -41,34 +41,6 @@ LENGTH_COLORS = colormaps["viridis"]
 LIGHTEST = 0.92  # of the colour map; lighter is lost on white
 THRESHOLD_LINE = {"color": "0.4", "ls": (0, (1, 2)), "lw": 1}
 DEPTH_LINES = {1: "-", 2: "--", 3: "-.", 4: (0, (1, 1.3))}
-
-MARKS = {NOT_REACHED: "–", UNFINISHED: "…", NOT_RUN: "·"}
-LEGEND_LINES = {
-    NOT_REACHED: f"{MARKS[NOT_REACHED]}: not reached with 4 blocks ({LINEAR_CDE}: with 1)",
-    UNFINISHED: f"{MARKS[UNFINISHED]}: unfinished, a run that could decide it stopped early",
-    NOT_RUN: f"{MARKS[NOT_RUN]}: not run, or not with enough numbers of blocks",
-}
-
-
-def markdown_table(found: Search) -> str:
-    """The fewest blocks by model and length, with a line for each mark it uses."""
-    rows = [["model", *map(str, found.lengths)], ["---"] * (len(found.lengths) + 1)]
-    used = set()
-    for model in found.models:
-        states = [found.cells[model, length].state for length in found.lengths]
-        used |= set(states)
-        rows.append([_label(model, found), *(MARKS.get(state, state) for state in states)])
-    legend = [line for state, line in LEGEND_LINES.items() if state in used]
-    if any(row[0].endswith(OTHER_SETTINGS) for row in rows):
-        legend.append(OTHER_SETTINGS_LABEL.replace("*", r"\*"))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join([table, *legend])
-
-
-def _label(model: str, found: Search) -> str:
-    """The model's name, marked where a run that counts was not made with the paper's settings."""
-    departs = any(found.cells[model, length].other_settings for length in found.lengths)
-    return model + (OTHER_SETTINGS if departs else "")
 
 
 def draw_figure(found: Search, published: dict | None) -> Figure:
@@ -108,7 +80,7 @@ def _draw_model(axes: Axes, model: str, found: Search) -> bool:
     if all(cell.blocks is None for cell in cells):
         return False
     heights = _heights([cell.blocks for cell in cells], OFFSETS[model])
-    label = _label(model, found) + _coverage(cells)
+    label = found.label(model) + _coverage(cells)
     axes.plot(found.lengths, heights, label=label, **LINE, **MODEL_STYLES[model])
     hollow = [cell.blocks is not None and not cell.decided for cell in cells]
     style = MODEL_STYLES[model] | {"ls": "none", "mfc": "white", "ms": LINE["ms"]}

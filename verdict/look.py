@@ -18,8 +18,6 @@ MODEL_STYLES = {
     "RNN": {"color": "#000000", "marker": "v"},
     "Linear CDE": {"color": "#009E73", "marker": "D"},
 }
-OTHER_SETTINGS = " *"  # ends the label of a line that was not made with the paper's settings
-OTHER_SETTINGS_LABEL = "* not the paper's settings"
 PNG_DPI = 160
 RC = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 10}
 

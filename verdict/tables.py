@@ -9,10 +9,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.file_names import LINEAR_CDE, configuration_label
+from harness.file_names import configuration_label
 from verdict import figure_1, figure_2
+from verdict.minimum_blocks import (
+    MARKS,
+    NOT_REACHED,
+    OTHER_SETTINGS,
+    OTHER_SETTINGS_LABEL,
+    UNFINISHED,
+    Search,
+)
 from verdict.provenance import Provenance, RecordGroup
-from verdict.rows import QUESTION, VERDICT_RULE, VERDICT_STYLES, Row, answer
+from verdict.results import LINEAR_CDE
+from verdict.rows import (
+    NOT_RUN,
+    QUESTION,
+    VERDICT_RULE,
+    VERDICT_STYLES,
+    BlocksRow,
+    ErrorRow,
+    Row,
+    accuracy_text,
+    answer,
+)
 
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
@@ -22,20 +41,28 @@ RULES = [
     VERDICT_RULE,
     figure_2.RULE,
 ]
+LEGEND_LINES = {
+    NOT_REACHED: f"{MARKS[NOT_REACHED]}: not reached with 4 blocks ({LINEAR_CDE}: with 1)",
+    UNFINISHED: f"{MARKS[UNFINISHED]}: unfinished, a run that could decide it stopped early",
+    NOT_RUN: f"{MARKS[NOT_RUN]}: not run, or not with enough numbers of blocks",
+}
 
 
 def as_json(rows: list[Row]) -> str:
-    """A list of objects, one a row."""
-    return json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
+    """A list of objects, one a row, with the fields of its kind."""
+    return json.dumps(
+        [{"figure": row.figure, **asdict(row)} for row in rows], indent=1, allow_nan=False
+    )
 
 
 def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, headings and cells of the tables that text and markdown share."""
-    figure_1 = [row for row in rows if row.figure == 1]
-    linear_cde = [row for row in figure_1 if row.model == LINEAR_CDE]
-    others = [row for row in figure_1 if row.model != LINEAR_CDE]
+    errors = [row for row in rows if isinstance(row, ErrorRow)]
+    linear_cde = [row for row in errors if row.model == LINEAR_CDE]
+    others = [row for row in errors if row.model != LINEAR_CDE]
     common = ["input", "run", "ours", "paper", "difference"]
     limits = ["at step", "paper's range", "agrees within"]
+    blocks = ["model", "length", *common[2:], "our accuracy", "paper's accuracy"]
     return [
         (
             "Figure 1, Linear CDE: validation MSE",
@@ -47,29 +74,51 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
             ["model", *common, *limits, "verdict", "note"],
             [[_name(r), *_numbers(r, ".4f"), *_limits(r), r.verdict, r.note] for r in others],
         ),
-        figure_2.table([row for row in rows if row.figure == 2]),
+        (
+            "Figure 2, A5: fewest blocks",
+            [*blocks, "verdict", "note"],
+            [[*_blocks(r), r.verdict, r.note] for r in rows if isinstance(r, BlocksRow)],
+        ),
     ]
 
 
-def _name(row: Row) -> str:
+def _name(row: ErrorRow) -> str:
     return configuration_label(row.model, row.depth, row.nonlinear)
 
 
-def _numbers(row: Row, form: str) -> list[str]:
+def _numbers(row: ErrorRow, form: str) -> list[str]:
     ours, paper = ("-" if x is None else format(x, form) for x in (row.ours, row.paper))
     change = "-" if row.relative_difference is None else f"{row.relative_difference:+.1%}"
     return [f"{row.input_dim}D", str(row.run), ours, paper, change]
 
 
-def _limits(row: Row) -> list[str]:
+def _limits(row: ErrorRow) -> list[str]:
     ranges = [(row.paper_min, row.paper_max), (row.low, row.high)]
     shown = ["-" if low is None else f"{low:.4f} to {high:.4f}" for low, high in ranges]
     return [f"{row.step:,}", *shown]
 
 
+def _blocks(row: BlocksRow) -> list[str]:
+    model = row.model if row.depth is None else configuration_label(row.model, row.depth, False)
+    return [
+        model,
+        str(row.length),
+        row.state or "-",
+        row.paper_state or "-",
+        "-" if row.difference is None else f"{row.difference:+d}",
+        _record(row.accuracy, row.step),
+        _record(row.paper_accuracy, row.paper_step),
+    ]
+
+
+def _record(accuracy: float | dict[str, float] | None, step: int | None) -> str:
+    return "-" if accuracy is None else f"{accuracy_text(accuracy)} at step {step:,}"
+
+
 def footnotes(rows: list[Row]) -> list[str]:
     """The rules behind the verdicts, and what explains a difference in these rows."""
-    return RULES + ([figure_1.PRECISION_NOTE] if any(row.precision for row in rows) else [])
+    precise = any(isinstance(row, ErrorRow) and row.precision for row in rows)
+    return RULES + [figure_1.PRECISION_NOTE] * precise
 
 
 def as_markdown(rows: list[Row], provenance: Provenance, pictures: Mapping[str, str]) -> str:
@@ -109,6 +158,19 @@ def _group(group: RecordGroup) -> list[str]:
 def _unrecorded(provenance: Provenance) -> list[str]:
     runs = provenance.unrecorded
     return [f"Without a record of how they were made: {'; '.join(runs)}."] if runs else []
+
+
+def blocks_table(found: Search) -> str:
+    """The fewest blocks by model and length as markdown, with a line for each mark it uses."""
+    rows, used = [], set()
+    for model in found.models:
+        states = [found.cells[model, length].state for length in found.lengths]
+        used |= set(states)
+        rows.append([found.label(model), *(MARKS.get(state, state) for state in states)])
+    legend = [line for state, line in LEGEND_LINES.items() if state in used]
+    if any(row[0].endswith(OTHER_SETTINGS) for row in rows):
+        legend.append(OTHER_SETTINGS_LABEL.replace("*", r"\*"))
+    return "\n\n".join([_table(["model", *map(str, found.lengths)], rows), *legend])
 
 
 def print_text(rows: list[Row]) -> None:
