@@ -1,224 +1,25 @@
 """Figure 2: the fewest blocks that solve A5 against sequence length, from result files alone."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-import yaml
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
 
-from harness.file_names import LINEAR_CDE, PUBLISHED_RESULTS, load_a5_results
 from harness.paths import A5_RESULTS
-from verdict.look import (
-    MODEL_STYLES,
-    OTHER_SETTINGS,
-    OTHER_SETTINGS_LABEL,
-    RC,
-    draw_and_watch,
-    output_path,
-    plot_parser,
-    print_problems,
-    save_figure,
-)
-from verdict.minimum_blocks import NOT_REACHED, NOT_RUN, UNFINISHED, Cell, Search, search
+from verdict.command_line import draw_and_watch, output_path, plot_parser, print_problems
+from verdict.draw_2 import OUTPUT_NAME, draw_curves, draw_figure
+from verdict.look import RC, save_figure
+from verdict.minimum_blocks import search
+from verdict.results import load_a5_results, published_results
+from verdict.tables import blocks_table
 
-OUTPUT_NAME = "A5_plot_shaded_regions.pdf"
-# In the legend's order, each line a little higher than the one before.
-MODELS = ("Mamba", "S4", "Transformer", "RNN", LINEAR_CDE)
-OFFSETS = {model: 0.1 * place for place, model in enumerate(MODELS)}
-PAPER_OFFSET = 0.05  # further up, so that the paper's line shows beside an equal one
-LEVELS = (1, 2, 3, 4)
-BAND = (-0.12, 0.57)  # around a level
-BAND_COLOR = "0.92"
-FIGURE_SIZE = (7.5, 5.2)  # inches
-MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.1}
-LEGEND_ROW_HEIGHT = 0.043  # of the figure's height
-LEGEND_COLUMNS = 3
-LONG_LABEL = 20  # characters; three columns of longer ones are wider than the figure
-LINE = {"lw": 1.6, "ms": 5.5}
-PAPER_LINE = {"lw": 0.7, "ms": 3, "ls": (0, (4, 2)), "mfc": "white", "mew": 0.7}
-PAPER = ", paper"
-BOUND_LABEL = "hollow: fewer blocks not decided"
-
-PANEL_SIZE = (3.6, 2.9)  # inches, with its title and labels
-PANEL_COLUMNS = 3
-PANEL_MARGINS = {"left": 0.65, "right": 0.15, "bottom": 0.55, "top": 0.35}  # inches
-CURVES_LEGEND_ROW_HEIGHT = 0.22  # inches
-CURVES_LEGEND_COLUMN_WIDTH = 1.5  # inches
-CURVES_EMPTY_PANEL_STEPS = 1000  # width of a panel whose runs have one record
-LENGTH_COLORS = colormaps["viridis"]
-LIGHTEST = 0.92  # of the colour map; lighter is lost on white
-THRESHOLD_LINE = {"color": "0.4", "ls": (0, (1, 2)), "lw": 1}
-DEPTH_LINES = {1: "-", 2: "--", 3: "-.", 4: (0, (1, 1.3))}
-
-MARKS = {NOT_REACHED: "–", UNFINISHED: "…", NOT_RUN: "·"}
-LEGEND_LINES = {
-    NOT_REACHED: f"{MARKS[NOT_REACHED]}: not reached with 4 blocks ({LINEAR_CDE}: with 1)",
-    UNFINISHED: f"{MARKS[UNFINISHED]}: unfinished, a run that could decide it stopped early",
-    NOT_RUN: f"{MARKS[NOT_RUN]}: not run, or not with enough numbers of blocks",
-}
 EXAMPLES = """examples:
   python plot_A5.py
   python plot_A5.py --results-dir results --output figure_2.pdf --table
   python plot_A5.py --overlay published
   python plot_A5.py --curves --watch 60
 """
-
-
-def markdown_table(found: Search) -> str:
-    """The fewest blocks by model and length, with a line for each mark it uses."""
-    rows = [["model", *map(str, found.lengths)], ["---"] * (len(found.lengths) + 1)]
-    used = set()
-    for model in found.models:
-        states = [found.cells[model, length].state for length in found.lengths]
-        used |= set(states)
-        rows.append([_label(model, found), *(MARKS.get(state, state) for state in states)])
-    legend = [line for state, line in LEGEND_LINES.items() if state in used]
-    if any(row[0].endswith(OTHER_SETTINGS) for row in rows):
-        legend.append(OTHER_SETTINGS_LABEL.replace("*", r"\*"))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join([table, *legend])
-
-
-def _label(model: str, found: Search) -> str:
-    """The model's name, marked where a run that counts was not made with the paper's settings."""
-    departs = any(found.cells[model, length].other_settings for length in found.lengths)
-    return model + (OTHER_SETTINGS if departs else "")
-
-
-def draw_figure(found: Search, published: dict | None) -> Figure:
-    """Draw Figure 2; `published`, the paper's table, is drawn as thin lines where given."""
-    figure = Figure(figsize=FIGURE_SIZE)
-    axes = figure.subplots()
-    for level in LEVELS:
-        axes.axhspan(level + BAND[0], level + BAND[1], color=BAND_COLOR, lw=0, zorder=0)
-    bounds = False
-    for model in MODELS:
-        bounds |= _draw_model(axes, model, found)
-        if published:
-            _draw_published(axes, model, published)
-    center = sum(BAND) / 2
-    axes.set_yticks([level + center for level in LEVELS], map(str, LEVELS))
-    axes.set_xticks(found.lengths)
-    axes.set(xlabel="sequence length", ylabel="minimum # blocks required")
-    axes.set_ylim(LEVELS[0] + BAND[0] - 0.15, LEVELS[-1] + BAND[1] + 0.15)
-    axes.set_xlim(found.lengths[0] - 0.6, found.lengths[-1] + 0.6)
-    handles, labels = axes.get_legend_handles_labels()
-    if bounds:
-        handles.append(Line2D([], [], ls="none", marker="o", color="0.3", mfc="white"))
-        labels.append(BOUND_LABEL)
-    if any(OTHER_SETTINGS in label for label in labels):
-        handles.append(Line2D([], [], ls="none"))
-        labels.append(OTHER_SETTINGS_LABEL)
-    columns = LEGEND_COLUMNS - (max(map(len, labels)) > LONG_LABEL)
-    figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False)
-    rows = math.ceil(len(labels) / columns)
-    figure.subplots_adjust(**MARGINS, top=0.97 - LEGEND_ROW_HEIGHT * rows)
-    return figure
-
-
-def _draw_model(axes: Axes, model: str, found: Search) -> bool:
-    """Draw a model's line if it has one; returns whether a point of it is an upper bound."""
-    cells = [found.cells[model, length] for length in found.lengths]
-    if all(cell.blocks is None for cell in cells):
-        return False
-    heights = _heights([cell.blocks for cell in cells], OFFSETS[model])
-    label = _label(model, found) + _coverage(cells)
-    axes.plot(found.lengths, heights, label=label, **LINE, **MODEL_STYLES[model])
-    hollow = [cell.blocks is not None and not cell.decided for cell in cells]
-    style = MODEL_STYLES[model] | {"ls": "none", "mfc": "white", "ms": LINE["ms"]}
-    axes.plot(np.array(found.lengths)[hollow], heights[hollow], **style)
-    return any(hollow)
-
-
-def _coverage(cells: list[Cell]) -> str:
-    """Tells a line that ends because runs are missing from one that ends at a failure."""
-    known = sum(cell.blocks is not None or cell.decided for cell in cells)
-    return "" if known == len(cells) else f" ({known} of {len(cells)} lengths)"
-
-
-def _draw_published(axes: Axes, model: str, published: dict) -> None:
-    heights = _heights(published["models"][model], OFFSETS[model] + PAPER_OFFSET)
-    style = MODEL_STYLES[model] | PAPER_LINE
-    axes.plot(published["lengths"], heights, label=model + PAPER, **style)
-
-
-def _heights(blocks: list[int | None], offset: float) -> np.ndarray:
-    """Heights of a line, NaN where it has a gap."""
-    return np.array([math.nan if number is None else number + offset for number in blocks])
-
-
-def draw_curves(found: Search, solved_above: float) -> Figure:
-    """Validation accuracy against step: a panel per model, a line per length and depth."""
-    models = [model for model in MODELS if any(key[0] == model for key in found.trials)]
-    lengths = sorted({length for _, length, _ in found.trials})
-    shades = LENGTH_COLORS(np.linspace(0, LIGHTEST, len(lengths)))
-    colors = dict(zip(lengths, shades, strict=True))
-    legend = _curves_legend(found, colors, solved_above)
-
-    columns = min(PANEL_COLUMNS, len(models))
-    rows = math.ceil(len(models) / columns)
-    # One panel is drawn as wide as two, so that the legend fits.
-    width = PANEL_SIZE[0] * max(2, columns)
-    legend_columns = min(int(width / CURVES_LEGEND_COLUMN_WIDTH), len(legend))
-    top = CURVES_LEGEND_ROW_HEIGHT * (math.ceil(len(legend) / legend_columns) + 0.5)
-    figure = Figure(figsize=(width, PANEL_SIZE[1] * rows + top))
-    for place, model in enumerate(models):
-        left = width / columns * (place % columns)
-        bottom = PANEL_SIZE[1] * (rows - 1 - place // columns)
-        axes = _add_panel(figure, left, bottom, width / columns)
-        _draw_panel(axes, model, found, colors, solved_above)
-    figure.legend(
-        legend.values(), legend.keys(), loc="upper center", ncols=legend_columns, frameon=False
-    )
-    return figure
-
-
-def _add_panel(figure: Figure, left: float, bottom: float, panel_width: float) -> Axes:
-    """Axes at a place in inches. By hand, since matplotlib's own layout takes a second."""
-    width, height = figure.get_size_inches()
-    margins = PANEL_MARGINS
-    return figure.add_axes(
-        (
-            (left + margins["left"]) / width,
-            (bottom + margins["bottom"]) / height,
-            (panel_width - margins["left"] - margins["right"]) / width,
-            (PANEL_SIZE[1] - margins["bottom"] - margins["top"]) / height,
-        )
-    )
-
-
-def _draw_panel(axes: Axes, model: str, found: Search, colors: dict, solved_above: float) -> None:
-    last_step = CURVES_EMPTY_PANEL_STEPS
-    for (owner, length, depth), trial in found.trials.items():
-        if owner == model:
-            curve = trial.curve
-            style = {"color": colors[length], "ls": DEPTH_LINES[depth], "lw": 1.4}
-            axes.plot(curve.steps, curve.accuracies, **style)
-            axes.plot(curve.steps[-1:], curve.accuracies[-1:], marker=".", color=colors[length])
-            last_step = max(last_step, curve.last_step)
-    axes.axhline(solved_above, **THRESHOLD_LINE)
-    axes.set(title=model, xlabel="training steps", ylabel="validation accuracy")
-    axes.set(xlim=(0, 1.03 * last_step), ylim=(0, 1.03))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25, lw=0.5)
-
-
-def _curves_legend(found: Search, colors: dict, solved_above: float) -> dict[str, Line2D]:
-    handles = {f"length {n}": Line2D([], [], color=color) for n, color in colors.items()}
-    depths = sorted({depth for _, _, depth in found.trials})
-    if len(depths) > 1:
-        for depth in depths:
-            name = f"{depth} block" + ("s" if depth > 1 else "")
-            handles[name] = Line2D([], [], color="black", ls=DEPTH_LINES[depth])
-    return handles | {f"solved above {solved_above:g}": Line2D([], [], **THRESHOLD_LINE)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -244,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     output = output_path(parser, args, OUTPUT_NAME)
-    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))["figure_2"]
+    published = published_results()["figure_2"]
     return draw_and_watch(
         lambda: _draw_once(parser, args, output, published),
         args.results_dir / A5_RESULTS,
@@ -265,7 +66,7 @@ def _draw_once(
         print(f"nothing to draw: no A5 results in {args.results_dir}", file=sys.stderr)
         return 1
     if args.table:
-        print(markdown_table(found), end="\n\n")
+        print(blocks_table(found), end="\n\n")
     table = published["min_blocks"]
     figures = {}
     solved = any(cell.blocks is not None for cell in found.cells.values())

@@ -7,11 +7,8 @@ benchmarks of what reads result files; no result of anything.
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from harness.file_names import (
-    LINEAR_CDE,
-    PUBLISHED_RESULTS,
     ToyCurveKey,
     a5_curve_name,
     a5_lcde_name,
@@ -20,6 +17,7 @@ from harness.file_names import (
     toy_steps_name,
 )
 from harness.paths import A5_RESULTS, TOY_RESULTS
+from verdict.results import LINEAR_CDE, published_results
 
 RECORD_INTERVAL = 10_000  # steps
 CHANCE = 1 / 60  # accuracy of guessing on A5
@@ -29,7 +27,7 @@ UNPUBLISHED_END = {True: (20_000, 0.95), False: (990_000, 0.6)}  # by success
 
 def write_released_files(results_dir: Path) -> list[Path]:
     """Write a whole set under `results_dir`; returns the paths."""
-    published = yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
+    published = published_results()
     return [
         *write_toy_files(results_dir, published["figure_1"]),
         *write_a5_files(results_dir, published["figure_2"]),

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.atomic_files import npy_bytes, write_together
-from harness.errors import ResultsError
+from harness.errors import ResultFileError, ResultsError
 from harness.machine import describe_machine, package_versions
 from harness.paths import ROOT
 from harness.stopping import Stop
@@ -24,6 +25,8 @@ Show = Callable[[int, Mapping[str, float]], None]
 UNDER_WAY = "under way"
 # That of a run without files, whose result others have made needless.
 NOT_NEEDED = "not needed"
+# That of a run whose record does not name any.
+FINISHED = "finished"
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
 HORIZON = {"max_steps", "epochs"}
 SCHEDULE = {"eval_interval", *HORIZON}
@@ -36,6 +39,59 @@ class Status(StrEnum):
     MISSING = "missing"
     NOT_NEEDED = "not needed"
     CONFLICT = "conflict"
+
+
+class Origin(BaseModel):
+    """What a record says of how its result was made; what it leaves out is None or empty."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    commit: str | None = None
+    dirty: bool | None = None
+    packages: dict[str, str] = {}
+    device: str | None = None
+    threads: int | None = None
+    machine: dict[str, Any] = {}
+    started: str | None = None
+
+
+class Record(BaseModel):
+    """A run's record, checked: its config, its files with their SHA-256, how it ended.
+
+    A training run has a history, one value an evaluation; a run of one number its wall time. What
+    else a record holds is kept.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+    config: dict[str, Any]
+    files: dict[Annotated[str, Field(pattern=r"^[^/]+$")], str]
+    outcome: str = FINISHED
+    mse: float | None = None
+    wall_time_s: float | None = None
+    history: dict[str, Annotated[list[int | float | None], Field(min_length=1)]] = {}
+    provenance: Origin = Origin()
+
+    @model_validator(mode="after")
+    def _history_is_a_table(self) -> Self:
+        steps = self.history.get("steps", [])
+        if None in steps or any(len(v) != len(steps) for v in self.history.values()):
+            raise ValueError("history: a value without its step")
+        return self
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises: FileNotFoundError; ResultFileError, which says what is odd."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    raise ResultFileError(f"not a usable run record ({reason})")
 
 
 @dataclass(frozen=True)
@@ -90,13 +146,12 @@ def run_state(run: Run) -> RunState:
         reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
         return RunState(run, Status.CONFLICT, reason)
     try:
-        record = json.loads(run.record.read_text(encoding="utf-8"))
-        config, digests = dict(record["config"]), dict(record["files"])
-        ended = str(record.get("outcome", ""))
-    except (ValueError, KeyError, TypeError):
-        return RunState(run, Status.CONFLICT, f"{run.record} is not a run record")
+        record = read_record(run.record)
+    except ResultFileError as error:
+        return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
+    config, ended = record.config, record.outcome
     if ended == UNDER_WAY and config == run.config:
-        return _still_to_do(run, "under way: its files hold the results so far")
+        return _still_to_do(run, "unfinished: its files hold the results so far")
     by_itself = ended == "solved" or ended.startswith("diverged")
     usable = config == run.config or (
         ended != UNDER_WAY
@@ -108,7 +163,7 @@ def run_state(run: Run) -> RunState:
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
     for path in run.files:
-        if digests.get(path.name) != _sha256(path.read_bytes()):
+        if not path.is_file() or record.files.get(path.name) != _sha256(path.read_bytes()):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
     if config == run.config:
         return RunState(run, Status.DONE)
@@ -134,17 +189,18 @@ def _goes_further(config: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 def steps_to_keep(run: Run) -> int:
     """The last step of files that `run` goes further than; -1 where there are no such files."""
-    record = read_record(run)
-    if record["config"] == run.config or not _goes_further(run.config, record["config"]):
+    record = _usable_record(run)
+    if record is None or record.config == run.config:
         return -1
-    return max(record.get("history", {}).get("steps", []), default=-1)
+    further = _goes_further(run.config, record.config)
+    return int(max(record.history.get("steps", [-1]))) if further else -1
 
 
 def outcome(run: Run) -> str | None:
     """How a finished run of this config ended, in its record's words; None for any other."""
     if not run.record.exists() or run_state(run).status is not Status.DONE:
         return None
-    return json.loads(run.record.read_text(encoding="utf-8")).get("outcome")
+    return read_record(run.record).outcome
 
 
 def runs_to_do(runs: Sequence[Run], overwrite: bool) -> list[Run]:
@@ -201,35 +257,36 @@ def save_run(
 def save_not_needed(run: Run, reason: str, provenance: Mapping[str, Any]) -> None:
     """Record why a run was not done, or not gone on with. Raises: OSError, LockLostError."""
     run.context.confirm()
-    record = read_record(run)
-    if not _goes_further(run.config, record["config"]):
-        record = {"config": run.config, "files": {}, "outcome": NOT_NEEDED}
-        record["provenance"] = provenance
-    write_together([(run.record, _json_bytes({**record, "not_needed": reason}))])
+    record = _usable_record(run)
+    if record and _goes_further(run.config, record.config):
+        content = record.model_dump(exclude_unset=True)
+    else:
+        content = {"config": run.config, "files": {}, "outcome": NOT_NEEDED}
+        content["provenance"] = provenance
+    write_together([(run.record, _json_bytes({**content, "not_needed": reason}))])
 
 
-def read_record(run: Run) -> dict[str, Any]:
-    """A run's record as it is now; of an empty config where there is none that can be read."""
-    nothing = {"config": {}}
+def _usable_record(run: Run) -> Record | None:
+    """A run's record as it is now; None where there is none that can be read."""
     try:
-        record = json.loads(run.record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return nothing
-    usable = isinstance(record, dict) and isinstance(record.get("config"), dict)
-    return record if usable else nothing
+        return read_record(run.record)
+    except (FileNotFoundError, ResultFileError):
+        return None
 
 
 def latest_metric(run: Run) -> str:
     """The last value of a run's metric by its record, in words; empty where there is none."""
-    record = read_record(run)
-    if record["config"] != run.config:
+    record = _usable_record(run)
+    if record is None or record.config != run.config:
         return ""
-    if "mse" in record:
-        return f"MSE {record['mse']:.4e}"
-    history = record.get("history", {})
-    metrics = [name for name in history if name not in ("steps", "train_loss", "seconds")]
-    step = f"at step {history['steps'][-1]:,}" if metrics else ""
-    return " ".join(f"{name} {history[name][-1]:.4f} {step}" for name in metrics)
+    if record.mse is not None:
+        return f"MSE {record.mse:.4e}"
+    last = {name: values[-1] for name, values in record.history.items()}
+    return " ".join(
+        f"{name} {value:.4f} at step {last['steps']:,}"
+        for name, value in last.items()
+        if name not in ("steps", "train_loss", "seconds") and value is not None
+    )
 
 
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:

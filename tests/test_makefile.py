@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from a5_runs import write_run
-from harness.file_names import LINEAR_CDE, toy_lcde_name
+from harness.file_names import toy_lcde_name
 from harness.paths import ROOT, TOY_RESULTS
+from verdict.results import LINEAR_CDE
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-import plot_A5
 from a5_runs import LENGTHS, PAPER_TABLE, PUBLISHED, curve, failure, found_in, found_of, table_rows
 from benchmarks.released_files import write_a5_files
-from harness.file_names import LINEAR_CDE, A5Curve
+from verdict import tables
+from verdict.results import LINEAR_CDE, A5Curve
 
 
 @pytest.mark.parametrize("every_depth", [False, True])
 def test_the_table_of_the_released_runs_is_the_papers_cell_for_cell(tmp_path, every_depth):
     write_a5_files(tmp_path, PUBLISHED, every_depth)
     found = found_in(tmp_path)
-    assert table_rows(plot_A5.markdown_table(found))[2:] == PAPER_TABLE.split("\n")[1:-1]
+    assert table_rows(tables.blocks_table(found))[2:] == PAPER_TABLE.split("\n")[1:-1]
     assert found.notes == []
     assert all(cell.decided for cell in found.cells.values())
 
@@ -82,7 +82,7 @@ def test_the_papers_learning_rates_and_batch_sizes_depend_on_depth_and_length():
 def test_other_settings_are_marked_and_an_other_schedule_only_noted():
     config = {"eval_interval": 1000, "hidden_dim": 256}
     found = found_of(curve(LINEAR_CDE, 1, 3, **config), curve("RNN", 1, 3, hidden_dim=8))
-    rows = table_rows(plot_A5.markdown_table(found))
+    rows = table_rows(tables.blocks_table(found))
     assert [row.split("|")[1].strip() for row in rows[2:4]] == ["RNN *", LINEAR_CDE]
     assert found.notes == [
         "not the paper's schedule: Linear CDE, length 3: eval_interval 1000, paper 10000",
@@ -104,3 +104,14 @@ def test_what_the_paper_lacks_is_named_and_other_lengths_are_shown():
         "LSTM, depth 1, length 3",
         "S4, depth 5, length 3",
     ]
+
+
+def test_the_table_tells_not_reached_from_unfinished_and_not_run():
+    runs = [curve("RNN", 1, 3), curve("RNN", 1, 4, best=0.5)]
+    found = found_of(*runs, *(failure("S4", depth, 3) for depth in (1, 2, 3, 4)))
+    text = tables.blocks_table(found)
+    rows = {row.split("|")[1].strip(): row.split("|")[2:5] for row in table_rows(text)}
+    assert [cell.strip() for cell in rows["RNN"]] == ["1", "…", "·"]
+    assert [cell.strip() for cell in rows["S4"]] == ["–", "–", "–"]
+    legend_lines = [line[0] for line in text.splitlines() if line and not line.startswith("|")]
+    assert legend_lines == ["–", "…", "·"]

@@ -10,11 +10,11 @@ import pytest
 from harness import queue
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
-from harness.file_names import load_a5_results
 from harness.locks import Lock
 from harness.queue import claimed_runs, remove_leftovers, run_lock
 from harness.records import NOT_NEEDED, UNDER_WAY, Run, Status, run_state, save_run
 from harness.stopping import Stop
+from verdict.results import load_a5_results
 
 
 @pytest.fixture

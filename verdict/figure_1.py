@@ -4,13 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.file_names import (
-    LINEAR_CDE,
-    ToyResults,
-    departures,
-    parse_toy_curve_name,
-    parse_toy_lcde_name,
-)
+from harness.file_names import ToyCurveKey, ToyScoreKey
+from verdict.results import LINEAR_CDE, ToyResults
 from verdict.rows import (
     AGREES,
     BETTER,
@@ -19,8 +14,9 @@ from verdict.rows import (
     NOT_RUN,
     PARTIAL,
     WORSE,
-    Row,
+    ErrorRow,
     defects,
+    departures,
 )
 
 MSE_TOLERANCE = 0.05
@@ -46,7 +42,7 @@ PRECISION_NOTE = (
 )
 
 
-def compare(results: ToyResults, published: dict) -> list[Row]:
+def compare(results: ToyResults, published: dict) -> list[ErrorRow]:
     """Rows of every number; `published` is that part of published_results.yaml."""
     rows = []
     for input_dim in published["linear_cde"]["mse"]:
@@ -56,21 +52,22 @@ def compare(results: ToyResults, published: dict) -> list[Row]:
     return rows + _unpublished_rows(results, published)
 
 
-def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> list[Row]:
+def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> list[ErrorRow]:
     paper = dict(enumerate(published["mse"][input_dim]))
     scores = {score.run: score for score in results.scores if score.input_dim == input_dim}
-    unusable = defects(results.problems, parse_toy_lcde_name)
+    unusable = defects(results.problems)
     rows = []
     for run in sorted(paper.keys() | scores.keys()):
-        row = Row(1, LINEAR_CDE, None, None, input_dim, None, run, "MSE", paper=paper.get(run))
+        row = ErrorRow(LINEAR_CDE, None, None, input_dim, run, "MSE", paper=paper.get(run))
+        key = ToyScoreKey(input_dim, run)
         if run not in scores:
-            rows.append(replace(row, note=unusable.get((input_dim, run), "")))
+            rows.append(replace(row, note=unusable.get(key, "")))
             continue
         config = scores[run].config
-        row = replace(row, ours=scores[run].mse, precision=config.get("matmul_precision"))
+        row = replace(row, ours=scores[run].mse, precision=_words(config.get("matmul_precision")))
         differences = departures(config, published["settings"])
-        if (input_dim, run) in unusable:  # the number is sound, so the fault is in its record
-            differences.append(unusable[input_dim, run])
+        if key in unusable:  # the number is sound, so the fault is in its record
+            differences.append(unusable[key])
         if run not in paper:
             differences.append("the paper has no such run")
         if differences:
@@ -80,11 +77,15 @@ def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> li
     return [*rows, _linear_cde_mean(rows, len(paper))]
 
 
-def _linear_cde_mean(rows: list[Row], paper_runs: int) -> Row:
+def _words(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _linear_cde_mean(rows: list[ErrorRow], paper_runs: int) -> ErrorRow:
     """The mean over the comparable runs, against the paper's mean over the same runs."""
     used = [row for row in rows if row.low is not None]
     same_runs = used or [row for row in rows if row.paper is not None]
-    mean = Row(1, LINEAR_CDE, None, None, rows[0].input_dim, None, MEAN, "MSE")
+    mean = ErrorRow(LINEAR_CDE, None, None, rows[0].input_dim, MEAN, "MSE")
     mean = replace(mean, paper=_mean(same_runs, "paper"))
     if not used:
         return replace(mean, verdict=_verdict_without_runs(rows))
@@ -95,16 +96,14 @@ def _linear_cde_mean(rows: list[Row], paper_runs: int) -> Row:
     return _judge(mean, *_around(mean.paper, MSE_TOLERANCE))
 
 
-def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[Row]:
+def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[ErrorRow]:
     """One row a run, and one for the mean over the runs that got furthest."""
     settings = published["sequence_models"]["settings"]
-    blank = Row(1, *(paper_curve[name] for name in IDENTITY), None, MEAN, "RMSE")
-    unusable = {
-        key: why for (_, key), why in defects(results.problems, parse_toy_curve_name).items()
-    }
+    blank = ErrorRow(*(paper_curve[name] for name in IDENTITY), MEAN, "RMSE")
+    unusable = defects(results.problems)
     rows = []
     for curve in results.curves:
-        if any(getattr(curve.key, name) != paper_curve[name] for name in IDENTITY):
+        if not _is_of(curve.key, paper_curve):
             continue
         values = dict(zip(curve.steps.astype(int).tolist(), curve.rmse.tolist(), strict=True))
         row = replace(blank, run=curve.key.run)
@@ -122,17 +121,21 @@ def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict
     return [*rows, _sequence_model_mean(rows, blank, results, published, paper_curve)]
 
 
-def _at_step(row: Row, step: int, values: dict[int, float]) -> Row:
+def _is_of(key: ToyCurveKey, paper_curve: dict) -> bool:
+    return all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
+
+
+def _at_step(row: ErrorRow, step: int, values: dict[int, float]) -> ErrorRow:
     return replace(row, step=step, ours=values[step])
 
 
 def _sequence_model_mean(
-    rows: list[Row], blank: Row, results: ToyResults, published: dict, paper_curve: dict
-) -> Row:
+    rows: list[ErrorRow], blank: ErrorRow, results: ToyResults, published: dict, paper_curve: dict
+) -> ErrorRow:
     notes = [
         f"run {key.run} unusable: {reason}"
-        for (_, key), reason in defects(results.problems, parse_toy_curve_name).items()
-        if all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
+        for key, reason in defects(results.problems).items()
+        if isinstance(key, ToyCurveKey) and _is_of(key, paper_curve)
     ]
     comparable = [row for row in rows if row.verdict != NOT_COMPARABLE]
     if not comparable:
@@ -150,20 +153,20 @@ def _sequence_model_mean(
     return replace(mean, note="; ".join([mean.note, *notes] if mean.note else notes))
 
 
-def _unpublished_rows(results: ToyResults, published: dict) -> list[Row]:
+def _unpublished_rows(results: ToyResults, published: dict) -> list[ErrorRow]:
     """Runs of configurations that the paper does not have."""
     known = {tuple(c[name] for name in IDENTITY) for c in published["sequence_models"]["curves"]}
     rows = []
     for curve in results.curves:
         identity = tuple(getattr(curve.key, name) for name in IDENTITY)
         if identity not in known:
-            row = Row(1, *identity, None, curve.key.run, "RMSE", step=int(curve.steps[-1]))
+            row = ErrorRow(*identity, curve.key.run, "RMSE", step=int(curve.steps[-1]))
             row = replace(row, ours=float(curve.rmse[-1]), verdict=NOT_COMPARABLE)
             rows.append(replace(row, note="the paper has no such configuration"))
     return rows
 
 
-def _judge_rmse(row: Row, published: dict, paper_curve: dict) -> Row:
+def _judge_rmse(row: ErrorRow, published: dict, paper_curve: dict) -> ErrorRow:
     """Compare at the row's step; at any step but the last the verdict is 'partial'."""
     row = _beside_paper(row, paper_curve)
     judged = _judge(row, *_band(row.step, published, paper_curve))
@@ -175,7 +178,7 @@ def _judge_rmse(row: Row, published: dict, paper_curve: dict) -> Row:
     return replace(judged, verdict=PARTIAL, so_far=judged.verdict, note=note)
 
 
-def _beside_paper(row: Row, paper_curve: dict) -> Row:
+def _beside_paper(row: ErrorRow, paper_curve: dict) -> ErrorRow:
     """Fill in what is published at the row's step."""
     value = paper_curve["rmse"].get(row.step, {})
     return replace(
@@ -183,7 +186,7 @@ def _beside_paper(row: Row, paper_curve: dict) -> Row:
     )
 
 
-def _judge(row: Row, low: float | None, high: float | None) -> Row:
+def _judge(row: ErrorRow, low: float | None, high: float | None) -> ErrorRow:
     """Decide by the limits of 'agrees', where lower is better; without limits, don't decide."""
     verdict = row.verdict
     if low is not None:
@@ -209,9 +212,9 @@ def _around(value: float, tolerance: float) -> tuple[float, float]:
     return value * (1 - tolerance), value * (1 + tolerance)
 
 
-def _mean(rows: list[Row], name: str) -> float:
+def _mean(rows: list[ErrorRow], name: str) -> float:
     return float(np.mean([getattr(row, name) for row in rows]))
 
 
-def _verdict_without_runs(rows: list[Row]) -> str:
+def _verdict_without_runs(rows: list[ErrorRow]) -> str:
     return NOT_COMPARABLE if any(row.verdict == NOT_COMPARABLE for row in rows) else NOT_RUN

@@ -3,18 +3,11 @@
 from collections import defaultdict
 from dataclasses import replace
 
-from harness.file_names import (
-    LINEAR_CDE,
-    A5Results,
-    Problem,
-    configuration_label,
-    parse_a5_curve_name,
-    parse_a5_lcde_name,
-)
+from harness.file_names import A5CurveKey, A5ScoreKey
 from verdict.minimum_blocks import NOT_REACHED, Cell, in_figure_2, search
-from verdict.rows import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, Row
+from verdict.results import LINEAR_CDE, A5Results, Problem
+from verdict.rows import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, BlocksRow
 
-QUANTITY = "minimum blocks"
 RULE = (
     "Figure 2: the fewest blocks whose accuracy exceeds 0.9, tried in turn; a number of blocks "
     "that failed at a shorter length is not tried. The same number, or 'not reached' for both, "
@@ -26,7 +19,7 @@ RULE = (
 )
 
 
-def compare(results: A5Results, published: dict) -> list[Row]:
+def compare(results: A5Results, published: dict) -> list[BlocksRow]:
     """A row for each model and length; `published` is that part of published_results.yaml."""
     table = published["min_blocks"]
     found = search(results, published)
@@ -46,16 +39,15 @@ def compare(results: A5Results, published: dict) -> list[Row]:
     return rows + _unpublished_rows(results, published)
 
 
-def _ours(model: str, cell: Cell) -> Row:
-    row = Row(2, model, None, None, None, cell.length, None, QUANTITY)
-    row = replace(row, ours=cell.blocks, state=cell.state)
+def _ours(model: str, cell: Cell) -> BlocksRow:
+    row = BlocksRow(model, cell.length, ours=cell.blocks, state=cell.state)
     if cell.deciding is None:
         return row
     curve = cell.deciding.curve
     return replace(row, step=curve.last_step, accuracy=float(curve.accuracies[-1]))
 
 
-def _beside_paper(row: Row, cell: Cell, paper: int | None, published: dict) -> Row:
+def _beside_paper(row: BlocksRow, cell: Cell, paper: int | None, published: dict) -> BlocksRow:
     row = replace(row, paper=paper, paper_state=NOT_REACHED if paper is None else str(paper))
     depth = cell.limit if paper is None else paper
     if paper is None:
@@ -72,7 +64,7 @@ def _beside_paper(row: Row, cell: Cell, paper: int | None, published: dict) -> R
     return row
 
 
-def _judge(row: Row, cell: Cell, unusable: list[Problem]) -> Row:
+def _judge(row: BlocksRow, cell: Cell, unusable: list[Problem]) -> BlocksRow:
     """Decide; `unusable` are the files of this model and length that were skipped."""
     notes = [f"{problem.path.name}: {problem.reason}" for problem in unusable]
     if not cell.decided and cell.deciding is None:
@@ -98,28 +90,24 @@ def _possible(cell: Cell) -> str:
 
 
 def _unusable(problems: list[Problem]) -> dict[tuple[str, int], list[Problem]]:
-    """Skipped files by the model and length in their names."""
+    """Skipped files by model and length."""
     unusable = defaultdict(list)
     for problem in problems:
-        name = problem.path.with_suffix(".npy").name
-        if lcde := parse_a5_lcde_name(name):
-            unusable[LINEAR_CDE, lcde[1]].append(problem)
-        elif parsed := parse_a5_curve_name(name):
-            unusable[parsed[1].model, parsed[1].length].append(problem)
+        match problem.key:
+            case A5ScoreKey(length):
+                unusable[LINEAR_CDE, length].append(problem)
+            case A5CurveKey(model, length):
+                unusable[model, length].append(problem)
     return unusable
 
 
-def _unpublished_rows(results: A5Results, published: dict) -> list[Row]:
+def _unpublished_rows(results: A5Results, published: dict) -> list[BlocksRow]:
     """Runs of models and numbers of blocks that the paper does not have."""
     return [
-        Row(
-            2,
+        BlocksRow(
             curve.model,
-            curve.depth,
-            None,
-            None,
             curve.length,
-            None,
+            curve.depth,
             "accuracy",
             step=curve.last_step,
             accuracy=float(curve.accuracies[-1]),
@@ -129,37 +117,3 @@ def _unpublished_rows(results: A5Results, published: dict) -> list[Row]:
         for curve in results.curves
         if not in_figure_2(curve, published)
     ]
-
-
-def table(rows: list[Row]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, headings and cells."""
-    headings = ["model", "length", "ours", "paper", "difference"]
-    headings += ["our accuracy", "paper's accuracy", "verdict", "note"]
-    return "Figure 2, A5: fewest blocks", headings, [_cells(row) for row in rows]
-
-
-def _cells(row: Row) -> list[str]:
-    model = row.model if row.depth is None else configuration_label(row.model, row.depth, False)
-    return [
-        model,
-        str(row.length),
-        row.state or "-",
-        row.paper_state or "-",
-        "-" if row.difference is None else f"{row.difference:+d}",
-        _record(row.accuracy, row.step),
-        _record(row.paper_accuracy, row.paper_step),
-        row.verdict,
-        row.note,
-    ]
-
-
-def _record(accuracy: float | dict[str, float] | None, step: int | None) -> str:
-    return "-" if accuracy is None else f"{accuracy_text(accuracy)} at step {step:,}"
-
-
-def accuracy_text(accuracy: float | dict[str, float]) -> str:
-    """An accuracy, or a range of them."""
-    if not isinstance(accuracy, dict):
-        return f"{accuracy:.4f}"
-    low = f"{accuracy['min']:.4f}"
-    return f"{low} to {accuracy['max']:.4f}" if "max" in accuracy else f"{low} or more"

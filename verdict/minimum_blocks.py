@@ -8,11 +8,15 @@ are no failures: they leave a range of possible numbers.
 from collections import defaultdict
 from dataclasses import dataclass
 
-from harness.file_names import LINEAR_CDE, A5Curve, A5Results, configuration_label, departures
+from harness.file_names import configuration_label
+from verdict.results import LINEAR_CDE, A5Curve, A5Results
+from verdict.rows import NOT_RUN, departures
 
 NOT_REACHED = "not reached"
 UNFINISHED = "unfinished"
-NOT_RUN = "not run"
+MARKS = {NOT_REACHED: "–", UNFINISHED: "…", NOT_RUN: "·"}
+OTHER_SETTINGS = " *"  # ends the label of what was not made with the paper's settings
+OTHER_SETTINGS_LABEL = "* not the paper's settings"
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class Search:
     trials: dict[tuple[str, int, int], Trial]
     notes: list[str]
 
+    def label(self, model: str) -> str:
+        """The model's name, marked where a run that counts had other settings than the paper's."""
+        departs = any(self.cells[model, length].other_settings for length in self.lengths)
+        return model + (OTHER_SETTINGS if departs else "")
+
 
 class _Notes:
     """Sentences about runs, with the lengths they share."""
@@ -167,7 +176,7 @@ def _select_trials(
 def _trial(curve: A5Curve, published: dict) -> Trial:
     part = _part(curve.model, published)
     settings = _settings(curve, published)
-    batch_size = curve.config.get("batch_size", settings["batch_size"])
+    batch_size = curve.config.get("batch_size") or settings["batch_size"]
     return Trial(
         curve,
         solved=curve.best > published["min_blocks"]["solved_above"],

@@ -1,11 +1,11 @@
-"""The paper's numbers beside ours: the row that every comparison fills, its verdict, the answer."""
+"""The paper's numbers beside ours: the rows that comparisons fill, verdicts, the answer."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from harness.file_names import Problem
+from harness.file_names import Key
+from verdict.results import Problem
 
 AGREES = "agrees"
 DISAGREES = "disagrees"
@@ -44,23 +44,20 @@ VERDICT_STYLES = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of the paper beside ours; None where there is none.
+class ErrorRow:
+    """An error of the paper on the toy task beside ours; None where there is none.
 
     `run` is a run's number or 'mean'. `paper_min` and `paper_max` are over the paper's runs, `low`
     and `high` the limits of 'agrees'. `step` is our value's; where that is not the last one,
-    `so_far` is the verdict at that step. In Figure 2 `state` and `paper_state` are numbers of
-    blocks or why there is none, and the accuracies are the last records of the runs that decided;
-    where the paper's is known as a range only, it is a mapping with min and max.
+    `so_far` is the verdict at that step.
     """
 
-    figure: int
+    figure: ClassVar[int] = 1
     model: str
     depth: int | None
     nonlinear: bool | None
-    input_dim: int | None
-    length: int | None
-    run: int | str | None
+    input_dim: int
+    run: int | str
     quantity: str
     step: int | None = None
     ours: float | None = None
@@ -74,19 +71,46 @@ class Row:
     so_far: str | None = None
     precision: str | None = None
     note: str = ""
-    difference: int | None = None
-    state: str | None = None
-    paper_state: str | None = None
-    accuracy: float | None = None
-    paper_step: int | None = None
-    paper_accuracy: float | dict[str, float] | None = None
 
     @property
     def is_published(self) -> bool:
-        """Whether it stands for a number of the paper, not for one more run or setting of ours."""
-        if self.figure == 2:
-            return self.paper_state is not None
+        """Whether it stands for a number of the paper, not for one more run of ours."""
         return self.run == MEAN or (self.quantity == "MSE" and self.paper is not None)
+
+
+@dataclass(frozen=True)
+class BlocksRow:
+    """A number of blocks of the paper on A5 beside ours; None where there is none.
+
+    `state` and `paper_state` are numbers of blocks or why there is none, and the accuracies are the
+    last records of the runs that decided; where the paper's is known as a range only, it is a
+    mapping with min and max. `depth` is that of a run which the paper does not have.
+    """
+
+    figure: ClassVar[int] = 2
+    model: str
+    length: int
+    depth: int | None = None
+    quantity: str = "minimum blocks"
+    ours: int | None = None
+    state: str | None = None
+    step: int | None = None
+    accuracy: float | None = None
+    paper: int | None = None
+    paper_state: str | None = None
+    paper_step: int | None = None
+    paper_accuracy: float | dict[str, float] | None = None
+    difference: int | None = None
+    verdict: str = NOT_RUN
+    note: str = ""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it stands for a number of the paper, not for one more run of ours."""
+        return self.paper_state is not None
+
+
+Row = ErrorRow | BlocksRow
 
 
 def count_verdicts(rows: list[Row]) -> dict[str, int]:
@@ -99,7 +123,8 @@ def answer(rows: list[Row]) -> str:
     """Whether our numbers agree with the paper's, in a sentence."""
     counts = count_verdicts(rows)
     total = sum(counts.values())
-    so_far = Counter(row.so_far for row in rows if row.is_published)
+    published = [row for row in rows if row.is_published]
+    so_far = Counter(row.so_far for row in published if isinstance(row, ErrorRow))
     parts = []
     for verdict, count in counts.items():
         if count:
@@ -121,7 +146,23 @@ def _lead(counts: dict[str, int], so_far: Counter) -> str:
     return words[0].upper() + words[1:] if complete else f"As far as it was run, {words}"
 
 
-def defects(problems: list[Problem], parse: Callable[[str], Any]) -> dict[Any, str]:
-    """Why files were unusable, by what `parse` reads in their names."""
-    parsed = [(parse(p.path.with_suffix(".npy").name), p.reason) for p in problems]
-    return {identity: reason for identity, reason in parsed if identity is not None}
+def defects(problems: list[Problem]) -> dict[Key, str]:
+    """Why files were unusable, by the run they belong to."""
+    return {problem.key: problem.reason for problem in problems if problem.key is not None}
+
+
+def departures(config: dict, settings: dict) -> list[str]:
+    """How `config` differs from the paper's `settings`, one phrase a setting it has."""
+    return [
+        f"{name} {config[name]}, paper {value}"
+        for name, value in settings.items()
+        if name in config and config[name] != value
+    ]
+
+
+def accuracy_text(accuracy: float | dict[str, float]) -> str:
+    """An accuracy, or a range of them."""
+    if not isinstance(accuracy, dict):
+        return f"{accuracy:.4f}"
+    low = f"{accuracy['min']:.4f}"
+    return f"{low} to {accuracy['max']:.4f}" if "max" in accuracy else f"{low} or more"

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from harness import file_names
-from harness.file_names import A5CurveKey, ToyCurveKey, load_a5_results, load_toy_results
+from harness.file_names import A5CurveKey, A5ScoreKey, ToyCurveKey, ToyScoreKey
 from harness.paths import A5_RESULTS, TOY_RESULTS
+from recorded import write_record
+from verdict.results import load_a5_results, load_toy_results, predicting_zero, published_results
 
+ZERO = published_results()["figure_1"]["predicting_zero"]["rmse"]
 KEY = ToyCurveKey("Mamba", 2, True, 3, 0.0001, 256, 4)
 A5_KEY = A5CurveKey("Transformer", 16, 4, 0.0002, 1024, 2345, 64)
 
@@ -52,73 +55,6 @@ def write_score(folder: Path, input_dim: int = 2, run: int = 0, mse: float = 4e-
 def write_curve(folder: Path, key: ToyCurveKey, steps=(0, 10000), rmse=(0.2, 0.1)) -> None:
     np.save(folder / file_names.toy_steps_name(key), np.array(steps))
     np.save(folder / file_names.toy_rmse_name(key), np.array(rmse))
-
-
-def test_names_are_those_of_the_released_files():
-    assert file_names.toy_lcde_name(2, 0) == "lin_cde_mse_2_run_0.npy"
-    assert file_names.toy_steps_name(KEY) == "steps_100_Mamba_True_2_0.0001_256_3_run_4.npy"
-    assert file_names.toy_rmse_name(KEY) == "rmse_100_Mamba_True_2_0.0001_256_3_run_4.npy"
-    assert file_names.a5_lcde_name(20, "val_accs") == "linear_cde_length_20_val_accs.npy"
-    name = file_names.a5_curve_name("S4", 5, 2, 0.0001, 1024, "acc", 2345)
-    assert name == "S4_5_2_0.0001_1024_acc_run_2345.npy"
-    name = file_names.a5_curve_name(**vars(A5_KEY), kind="acc")
-    assert name == "Transformer_16_4_0.0002_1024_64_acc_run_2345.npy"
-
-
-@pytest.mark.parametrize("key", [KEY, replace(KEY, nonlinear=False, learning_rate=1e-05)])
-def test_a_name_says_what_it_was_made_from(key):
-    assert file_names.parse_toy_curve_name(file_names.toy_steps_name(key)) == ("steps", key)
-    assert file_names.parse_toy_curve_name(file_names.toy_rmse_name(key)) == ("rmse", key)
-    assert file_names.parse_toy_lcde_name(file_names.toy_lcde_name(3, 12)) == (3, 12)
-
-
-@pytest.mark.parametrize(
-    "key", [A5_KEY, replace(A5_KEY, batch_size=None), replace(A5_KEY, learning_rate=1e-05)]
-)
-@pytest.mark.parametrize("kind", ["steps", "acc"])
-def test_an_a5_name_says_what_it_was_made_from(key, kind):
-    name = file_names.a5_curve_name(**vars(key), kind=kind)
-    assert file_names.parse_a5_curve_name(name) == (kind, key)
-    assert file_names.parse_a5_lcde_name(name) is None
-
-
-def test_an_a5_name_of_the_linear_cde_says_its_length():
-    for kind in ("steps", "val_accs"):
-        name = file_names.a5_lcde_name(20, kind)
-        assert file_names.parse_a5_lcde_name(name) == (kind, 20)
-        assert file_names.parse_a5_curve_name(name) is None
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "S4_5_2_0.0001_1024_acc_run_2345.npy.tmp",
-        ".S4_5_2_0.0001_1024_acc_run_2345.npy",
-        "S4_5_2_0.0.1_1024_acc_run_2345.npy",
-        "S4_5_2_0.0001_1024_rmse_run_2345.npy",
-        "S4_5_2_0.0001_1024_64_32_acc_run_2345.npy",
-        "linear_cde_length_3_accs.npy",
-        ".linear_cde_length_3_steps.npy",
-    ],
-)
-def test_other_names_are_not_taken_for_a5_results(name):
-    assert file_names.parse_a5_curve_name(name) is None
-    assert file_names.parse_a5_lcde_name(name) is None
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "rmse_100_Mamba_true_2_0.0001_256_3_run_4.npy",
-        "rmse_100_Mamba_True_2_0.0.1_256_3_run_4.npy",
-        "rmse_100_Mamba_True_2_0.0001_256_3_run_4.npy.tmp",
-        ".lin_cde_mse_2_run_0.npy",
-        "lin_cde_mse_2_run_0.npy.tmp",
-    ],
-)
-def test_other_names_are_not_taken_for_results(name):
-    assert file_names.parse_toy_curve_name(name) is None
-    assert file_names.parse_toy_lcde_name(name) is None
 
 
 def test_all_results_of_a_folder_are_found_in_order(tmp_path, folder):
@@ -221,27 +157,71 @@ def test_half_a_curve_is_reported_with_the_name_of_the_missing_half(tmp_path, fo
     assert [str(problem) for problem in results.problems] == [f"{missing}: is missing"]
 
 
-def test_the_config_comes_from_the_record_beside_the_result(tmp_path, folder):
+def test_our_own_results_are_found_by_their_records_whatever_their_names(tmp_path, folder):
+    score, curve = folder / "a.npy", [folder / "steps of b.npy", folder / "b.npy"]
+    np.save(score, np.array(4e-8))
+    np.save(curve[0], np.array((0, 10000)))
+    np.save(curve[1], np.array((0.2, 0.1)))
+    write_record([score], {"input_dim": 3, "run": 7, "hidden_dim": 8})
+    write_record(curve, {**vars(KEY), "max_steps": 10000})
+    results = load_toy_results(tmp_path)
+    assert results.problems == []
+    (found,) = results.scores
+    assert (found.input_dim, found.run, found.mse, found.config["hidden_dim"]) == (3, 7, 4e-8, 8)
+    (found,) = results.curves
+    assert (found.key, found.config["max_steps"], found.rmse.tolist()) == (KEY, 10000, [0.2, 0.1])
+
+
+def test_a_recorded_file_is_no_second_result_and_its_neighbour_has_no_config(tmp_path, folder):
     write_score(folder, run=0)
-    path = write_score(folder, run=1)
-    path.with_suffix(".json").write_text(json.dumps({"config": {"hidden_dim": 8}}))
-    results = load_toy_results(tmp_path)
-    assert [score.config for score in results.scores] == [{}, {"hidden_dim": 8}]
+    write_record([write_score(folder, run=1)], {"input_dim": 2, "run": 1, "hidden_dim": 8})
+    scores = load_toy_results(tmp_path).scores
+    assert [(score.run, score.config.get("hidden_dim")) for score in scores] == [(0, None), (1, 8)]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": 3}'])
-def test_a_damaged_record_is_named_and_its_result_kept(tmp_path, folder, text):
-    record = write_score(folder).with_suffix(".json")
-    record.write_text(text)
+def test_a_run_that_was_not_needed_leaves_a_record_and_no_problem(tmp_path, a5_folder):
+    record = {"config": vars(A5_KEY), "files": {}, "outcome": "not needed"}
+    (a5_folder / "run.json").write_text(json.dumps(record))
+    results = load_a5_results(tmp_path)
+    assert (results.curves, results.problems) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"run": 0}, {"input_dim": "2", "run": 0}, {"input_dim": [2], "run": 0}, {"model": "S4"}],
+)
+def test_a_record_that_is_of_no_run_is_named_and_its_result_found_by_name(tmp_path, folder, config):
+    record = write_record([write_score(folder)], config)
     results = load_toy_results(tmp_path)
-    assert len(results.scores) == 1
+    assert [(score.input_dim, score.config) for score in results.scores] == [(2, {})]
+    assert [problem.path for problem in results.problems] == [record]
+    assert "not the record of one run" in results.problems[0].reason
+
+
+def test_a_record_of_more_files_than_its_run_has_is_named(tmp_path, folder):
+    record = write_record(
+        [write_score(folder), write_score(folder, run=1)], {"input_dim": 2, "run": 0}
+    )
+    results = load_toy_results(tmp_path)
+    assert [score.run for score in results.scores] == [0, 1]
     assert [problem.path for problem in results.problems] == [record]
 
 
-def test_departures_names_only_settings_that_differ():
-    paper = {"hidden_dim": 256, "seed": 2345, "solver": "tsit5"}
-    assert file_names.departures({"hidden_dim": 256, "solver": "tsit5"}, paper) == []
-    assert file_names.departures({"hidden_dim": 8}, paper) == ["hidden_dim 8, paper 256"]
+@pytest.mark.parametrize("odd", ["a folder", "[" * 100_000, '{"config": {}}'])
+def test_an_odd_record_is_named_with_its_run_and_its_result_kept(tmp_path, folder, a5_folder, odd):
+    paths = [write_score(folder, input_dim=3, run=4), write_a5_lcde(a5_folder, length=5)[0]]
+    records = [path.with_suffix(".json") for path in paths]
+    for record in records:
+        if odd == "a folder":
+            record.mkdir()
+        else:
+            record.write_text(odd)
+    toy, a5 = load_toy_results(tmp_path), load_a5_results(tmp_path)
+    assert [score.config for score in toy.scores] == [{}]
+    assert [curve.config for curve in a5.curves] == [{}]
+    problems = toy.problems + a5.problems
+    assert [problem.path for problem in problems] == records
+    assert [problem.key for problem in problems] == [ToyScoreKey(3, 4), A5ScoreKey(5)]
 
 
 def test_a_missing_folder_is_an_error_and_an_empty_one_is_not(tmp_path):
@@ -276,13 +256,15 @@ def test_all_a5_results_of_a_folder_are_found_in_order(tmp_path, a5_folder):
     assert results.problems == []
 
 
-def test_an_a5_config_is_that_of_the_record_and_of_the_name(tmp_path, a5_folder):
-    for steps, _ in (write_a5_lcde(a5_folder), write_a5_curve(a5_folder, A5_KEY)):
-        record = {"config": {"eval_interval": 1000, "hidden_dim": 8}}
-        steps.with_suffix(".json").write_text(json.dumps(record))
-    linear_cde, transformer = load_a5_results(tmp_path).curves
-    assert linear_cde.config == {"eval_interval": 1000, "hidden_dim": 8}
-    assert transformer.config == {"eval_interval": 1000, **vars(A5_KEY)}
+def test_an_a5_config_is_that_of_the_record_or_else_of_the_name(tmp_path, a5_folder):
+    config = {"eval_interval": 1000, "length": 3}
+    write_record(write_a5_lcde(a5_folder), config)
+    write_record(write_a5_curve(a5_folder, A5_KEY), {"eval_interval": 1000, **vars(A5_KEY)})
+    write_a5_curve(a5_folder, replace(A5_KEY, length=18))
+    linear_cde, recorded, released = load_a5_results(tmp_path).curves
+    assert linear_cde.config == config
+    assert recorded.config == {"eval_interval": 1000, **vars(A5_KEY)}
+    assert released.config == {**vars(A5_KEY), "length": 18}
 
 
 @pytest.mark.parametrize(
@@ -318,9 +300,21 @@ def test_half_an_a5_curve_is_reported_with_the_name_of_the_missing_half(tmp_path
     assert not any(problem.path.exists() for problem in results.problems)
 
 
-def test_a_damaged_a5_record_is_named_and_its_result_kept(tmp_path, a5_folder):
-    record = write_a5_lcde(a5_folder)[0].with_suffix(".json")
-    record.write_text("{")
-    results = load_a5_results(tmp_path)
-    assert [curve.config for curve in results.curves] == [{}]
-    assert [problem.path for problem in results.problems] == [record]
+def test_predicting_zero_is_the_rms_of_the_last_fifth_of_the_labels(tmp_path):
+    (tmp_path / "toy_data").mkdir()
+    labels = np.r_[np.ones(80), np.full(20, 0.5)].astype(np.float32)
+    np.save(tmp_path / "toy_data" / "labels_2.npy", labels)
+    problems = []
+    expected = pytest.approx({2: 0.5, 3: ZERO[3]}, rel=1e-5)  # six digits are kept
+    assert predicting_zero(tmp_path, ZERO, problems) == expected
+    (tmp_path / "toy_data" / "labels_2.npy").write_bytes(b"no array")
+    assert predicting_zero(tmp_path, ZERO, problems) == pytest.approx(ZERO, rel=1e-5)
+    assert "labels_2.npy" in str(problems[0])
+
+
+def test_predicting_zero_is_drawn_at_the_same_height_with_and_without_the_data(tmp_path):
+    stored = predicting_zero(tmp_path, ZERO, [])
+    (tmp_path / "toy_data").mkdir()
+    for input_dim, computed in {2: 0.11195024621214368, 3: 0.058498099201524816}.items():
+        np.save(tmp_path / "toy_data" / f"labels_{input_dim}.npy", np.full(20, computed))
+    assert predicting_zero(tmp_path, ZERO, []) == stored

@@ -10,21 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-import plot_toy
 from a5_runs import write_run
-from harness.file_names import (
-    LINEAR_CDE,
-    PUBLISHED_RESULTS,
-    ToyCurveKey,
-    toy_lcde_name,
-    toy_rmse_name,
-    toy_steps_name,
-)
+from harness.file_names import ToyCurveKey, parse_name, toy_lcde_name, toy_rmse_name, toy_steps_name
 from harness.paths import A5_RESULTS, ROOT, TOY_RESULTS
+from recorded import write_record
+from verdict import draw_1
+from verdict.results import LINEAR_CDE, published_results
 
-PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())
+PUBLISHED = published_results()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 WIDTHS = (400, 1400)
@@ -56,15 +50,15 @@ def write_toy_curve(folder: Path, configuration: tuple, input_dim: int, run: int
     key = ToyCurveKey(*configuration, input_dim, 0.0001, 256, run)
     np.save(folder / toy_steps_name(key), np.arange(0, 10001, 5000))
     np.save(folder / toy_rmse_name(key), np.array([0.2, 0.09, 0.04]))
-    record = {"config": {"max_steps": 10000, "hidden_dim": 256}}
-    (folder / toy_steps_name(key)).with_suffix(".json").write_text(json.dumps(record))
+    paths = [folder / name for name in key.names]
+    write_record(paths, {"max_steps": 10000, **vars(key)})
 
 
 def write_linear_cde(folder: Path, input_dim: int, run: int, factor: float) -> None:
     path = folder / toy_lcde_name(input_dim, run)
     np.save(path, np.array(PUBLISHED["figure_1"]["linear_cde"]["mse"][input_dim][run] * factor))
-    config = {"matmul_precision": "float32", "hidden_dim": 256}
-    path.with_suffix(".json").write_text(json.dumps({"config": config}))
+    config = {"matmul_precision": "float32", "input_dim": input_dim, "run": run}
+    write_record([path], config)
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +69,16 @@ def results(tmp_path_factory) -> Path:
     folder.mkdir()
     for run, factor in enumerate((0.6, 1.0, 1.5)):
         write_linear_cde(folder, 2, run, factor)
-    for configuration in plot_toy.STYLES:
+    for configuration in draw_1.STYLES:
         for input_dim, runs in ((2, 2), (3, 1)):
             for run in range(runs):
                 write_toy_curve(folder, configuration, input_dim, run)
     write_run(results_dir, LINEAR_CDE, 1, 3)
     write_run(results_dir, "S4", 1, 5)
     write_run(results_dir, "Transformer", 2, 3)
-    steps, _ = write_run(results_dir, "Mamba", 1, 3)
     config = {"dropout": 0.5, "eval_interval": 1000, "state_dim": "<b>64</b>"}
-    steps.with_suffix(".json").write_text(json.dumps({"config": config}))
+    paths = write_run(results_dir, "Mamba", 1, 3)
+    write_record(paths, {**config, **vars(parse_name(paths[0].name))})
     (results_dir / A5_RESULTS / "linear_cde_length_4_steps.npy").write_bytes(b"")
     return results_dir
 
@@ -135,7 +129,7 @@ def test_every_number_of_the_paper_is_in_a_table(text):
         "not-comparable",
         "not-run",
     }
-    assert "Not everywhere: of the paper&#x27;s 100 numbers, " in text
+    assert "Not everywhere: of the paper&#39;s 100 numbers, " in text
 
 
 def test_partial_runs_show_the_papers_range_at_their_step_and_a_lone_run_no_second_row(text):

@@ -13,14 +13,16 @@ import pytest
 
 from experiments.lcde_toy import plan
 from harness import atomic_files, records
-from harness.errors import ResultsError
+from harness.errors import ResultFileError, ResultsError
 from harness.records import (
     UNDER_WAY,
     Run,
     Status,
     check_writable,
+    latest_metric,
     outcome,
     provenance,
+    read_record,
     run_state,
     runs_to_do,
     save_not_needed,
@@ -87,18 +89,40 @@ def test_a_file_without_a_record_is_a_conflict(run):
     [
         b'{"config": {',
         b"\xff\xfe",
-        b"[]",
         b"null",
+        b"[" * 100_000,
         b'{"config": {}}',
         b'{"config": "seed", "files": {}}',
-        b'{"config": {"seed": 1, "rtol": 0.01, "solver": "tsit5"}, "files": null}',
+        b'{"config": {}, "files": {"../steps.npy": ""}}',
+        b'{"config": {}, "files": {}, "wall_time_s": "3 min"}',
+        b'{"config": {}, "files": {}, "wall_time_s": NaN}',
+        b'{"config": {}, "files": {}, "history": {"rmse": [0.1]}}',
+        b'{"config": {}, "files": {}, "history": {"steps": [0, 1], "rmse": [0.1]}}',
+        b'{"config": {}, "files": {}, "provenance": {"machine": "fast"}}',
     ],
 )
-def test_a_corrupt_record_is_a_conflict(run, record):
+def test_an_odd_record_is_a_conflict_that_says_what_is_odd(run, record):
     run.record.write_bytes(record)
+    with pytest.raises(ResultFileError, match=r"not a usable run record \(.+\)"):
+        read_record(run.record)
     state = run_state(run)
     assert state.status is Status.CONFLICT
-    assert state.reason == f"{run.record} is not a run record"
+    assert state.reason.startswith(f"{run.record}: not a usable run record (")
+    assert latest_metric(run) == ""
+
+
+def test_a_folder_in_the_place_of_a_record_or_a_file_is_a_conflict(run):
+    for path in (run.files[1], run.record):
+        path.unlink()
+        path.mkdir()
+        state = run_state(run)
+        assert (state.status, str(path) in state.reason) == (Status.CONFLICT, True)
+
+
+def test_a_record_keeps_what_it_holds_beyond_what_is_checked(run):
+    save_run(run, [np.arange(3)] * 2, {"mse": 0.5, "features_s": 3}, ORIGIN | {"backend": "cpp"})
+    content = read_record(run.record).model_dump(exclude_unset=True)
+    assert content == json.loads(run.record.read_text())
 
 
 @pytest.mark.parametrize("changed", [0, 1])

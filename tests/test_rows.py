@@ -9,15 +9,18 @@ from verdict.rows import (
     NOT_RUN,
     PARTIAL,
     WORSE,
-    Row,
+    BlocksRow,
+    ErrorRow,
     answer,
     count_verdicts,
+    departures,
 )
 
 
-def number(verdict, so_far=None, run=MEAN, **changes) -> Row:
-    row = Row(1, "Mamba", 1, False, 2, None, run, "RMSE", verdict=verdict, so_far=so_far)
-    return Row(**{**vars(row), **changes})
+def number(verdict, so_far=None, run=MEAN, quantity="RMSE", paper=None) -> ErrorRow:
+    return ErrorRow(
+        "Mamba", 1, False, 2, run, quantity, paper=paper, verdict=verdict, so_far=so_far
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,13 +55,19 @@ def test_the_answer_counts_every_verdict_and_where_partial_ones_stand():
 def test_only_the_papers_numbers_are_counted():
     others = [
         number(WORSE, run=0),
-        number(NOT_COMPARABLE, figure=2, paper_state=None),
+        BlocksRow("S4", 3, verdict=NOT_COMPARABLE),
         number(NOT_COMPARABLE, quantity="MSE", paper=None, run=7),
     ]
     papers = [
-        number(AGREES, figure=2, paper_state="1", run=None),
+        BlocksRow("S4", 3, paper_state="1", verdict=AGREES),
         number(AGREES, quantity="MSE", paper=1e-8, run=0),
     ]
     counts = count_verdicts([*others, *papers])
     assert {verdict: n for verdict, n in counts.items() if n} == {AGREES: 2}
     assert answer([*others, *papers]).startswith("Yes: of the paper's 2 numbers")
+
+
+def test_departures_names_only_settings_that_differ():
+    paper = {"hidden_dim": 256, "seed": 2345, "solver": "tsit5"}
+    assert departures({"hidden_dim": 256, "solver": "tsit5"}, paper) == []
+    assert departures({"hidden_dim": 8}, paper) == ["hidden_dim 8, paper 256"]

@@ -1,27 +1,12 @@
-import json
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-import yaml
 from matplotlib.collections import PolyCollection
 
-import plot_toy
-from benchmarks.released_files import write_toy_files
-from harness.file_names import (
-    PUBLISHED_RESULTS,
-    ToyCurve,
-    ToyCurveKey,
-    ToyResults,
-    ToyScore,
-    toy_lcde_name,
-)
-from harness.paths import ROOT, TOY_RESULTS
+from harness.file_names import ToyCurveKey
+from verdict import draw_1
+from verdict.results import ToyCurve, ToyResults, ToyScore, published_results
 
-PUBLISHED = yaml.safe_load(PUBLISHED_RESULTS.read_text())["figure_1"]
+PUBLISHED = published_results()["figure_1"]
 ZERO = PUBLISHED["predicting_zero"]["rmse"]
 SETTINGS = PUBLISHED["sequence_models"]["settings"]
 
@@ -38,7 +23,7 @@ def curve(model="Mamba", depth=2, nonlinear=True, input_dim=2, run=0, records=10
 def whole_figure() -> ToyResults:
     curves = [
         curve(*configuration, input_dim, run)
-        for configuration in plot_toy.STYLES
+        for configuration in draw_1.STYLES
         for input_dim in (2, 3)
         for run in range(5)
     ]
@@ -50,8 +35,8 @@ def scores(**config) -> list[ToyScore]:
 
 
 def draw(results: ToyResults, overlay: bool = False):
-    lines, notes = plot_toy.select_lines(results, SETTINGS)
-    return plot_toy.draw_figure(results, lines, ZERO, PUBLISHED, overlay), notes
+    lines, notes = draw_1.select_lines(results, SETTINGS)
+    return draw_1.draw_figure(results, lines, ZERO, PUBLISHED, overlay), notes
 
 
 def legend(figure) -> list[str]:
@@ -64,19 +49,6 @@ def line(axes, label):
 
 def crosses(axes) -> list:
     return [line for line in axes.lines if line.get_marker() == "x"]
-
-
-def write_scores(results_dir: Path) -> Path:
-    folder = results_dir / TOY_RESULTS
-    folder.mkdir(parents=True)
-    for score in scores():
-        np.save(folder / toy_lcde_name(score.input_dim, score.run), np.array(score.mse))
-    return folder
-
-
-def run_from(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "plot_toy.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_panels_axes_and_lines_are_those_of_figure_1():
@@ -102,7 +74,7 @@ def test_panels_axes_and_lines_are_those_of_figure_1():
 
 def test_a_line_is_the_mean_and_its_band_the_range_over_runs():
     curves = [curve(run=run) for run in (0, 1, 4)]
-    summary = plot_toy.summarise(curves)
+    summary = draw_1.summarise(curves)
     assert np.allclose(summary.mean, (0.01 + 0.02 + 0.05) / 3)
     assert np.allclose(summary.low, 0.01)
     assert np.allclose(summary.high, 0.05)
@@ -147,7 +119,7 @@ def test_unfinished_runs_are_drawn_as_far_as_they_go_and_marked():
     assert np.allclose(drawn.get_ydata()[7:], 0.01)
     (cross,) = crosses(figure.axes[0])
     assert (cross.get_xdata(), cross.get_ydata()) == ([60000], [pytest.approx(0.015)])
-    assert plot_toy.END_LABEL in legend(figure)
+    assert draw_1.END_LABEL in legend(figure)
 
 
 def published_curve(model, depth, nonlinear, input_dim) -> dict:
@@ -165,9 +137,9 @@ def ranges(axes, x: float) -> list[tuple[float, float]]:
 def test_the_overlay_is_the_papers_values_thin_and_labelled():
     figure, _ = draw(ToyResults(scores(), [curve()]), overlay=True)
     axes = figure.axes[0]
-    for configuration in plot_toy.STYLES:
+    for configuration in draw_1.STYLES:
         values = published_curve(*configuration, 2)
-        drawn = line(axes, f"{plot_toy.configuration_label(*configuration)}, paper")
+        drawn = line(axes, f"{draw_1.configuration_label(*configuration)}, paper")
         assert dict(zip(*drawn.get_data(), strict=True)) == {
             s: v["mean"] for s, v in values.items()
         }
@@ -189,10 +161,10 @@ def test_the_overlay_shows_the_papers_last_values_beside_runs_of_10000_steps(inp
     axes = figure.axes[input_dim - 2]
     assert axes.get_xlim()[1] < 11000
     assert [cross.get_xdata() for cross in crosses(axes)] == [[10000]]
-    assert plot_toy.END_LABEL in legend(figure)
+    assert draw_1.END_LABEL in legend(figure)
     (strip,) = axes.child_axes
     assert strip.get_ylim() == axes.get_ylim()
-    for place, configuration in enumerate(plot_toy.STYLES):
+    for place, configuration in enumerate(draw_1.STYLES):
         last = published_curve(*configuration, input_dim)[990000]
         assert strip.lines[place].get_ydata() == [last["mean"]]
         if "min" in last:
@@ -230,9 +202,9 @@ def test_other_settings_are_marked_in_the_legend():
     figure, notes = draw(ToyResults(scores(hidden_dim=8), [curve(hidden_dim=32)]))
     assert "Mamba, depth 2, nonlinear *" in legend(figure)
     assert "random Linear CDE *" in legend(figure)
-    assert plot_toy.OTHER_SETTINGS_LABEL in legend(figure)
+    assert draw_1.OTHER_SETTINGS_LABEL in legend(figure)
     assert "drawn" in notes[0]
-    linear_cde = plot_toy.linear_cde_notes(scores(hidden_dim=8), {"hidden_dim": 256})
+    linear_cde = draw_1.linear_cde_notes(scores(hidden_dim=8), {"hidden_dim": 256})
     assert ["run 0, 1, 2, 3, 4: hidden_dim 8, paper 256" in note for note in linear_cde] == [
         True
     ] * 2
@@ -246,103 +218,16 @@ def test_what_figure_1_does_not_show_is_named_and_left_out():
 
 def test_missing_configurations_are_named_with_their_panels():
     results = ToyResults(scores(), [curve(input_dim=3)])
-    lines, _ = plot_toy.select_lines(results, SETTINGS)
-    missing = plot_toy.missing_configurations(results, lines)
+    lines, _ = draw_1.select_lines(results, SETTINGS)
+    missing = draw_1.missing_configurations(results, lines)
     assert "Mamba, depth 2, nonlinear (2D)" in missing
     assert "S4, depth 1 (2D, 3D)" in missing
     assert len(missing) == 6
 
 
-def test_predicting_zero_is_the_rms_of_the_last_fifth_of_the_labels(tmp_path):
-    (tmp_path / "toy_data").mkdir()
-    labels = np.r_[np.ones(80), np.full(20, 0.5)].astype(np.float32)
-    np.save(tmp_path / "toy_data" / "labels_2.npy", labels)
-    problems = []
-    expected = pytest.approx({2: 0.5, 3: ZERO[3]}, rel=1e-5)  # six digits are kept
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == expected
-    (tmp_path / "toy_data" / "labels_2.npy").write_bytes(b"no array")
-    assert plot_toy.predicting_zero(tmp_path, ZERO, problems) == pytest.approx(ZERO, rel=1e-5)
-    assert "labels_2.npy" in str(problems[0])
-
-
-def test_predicting_zero_is_drawn_at_the_same_height_with_and_without_the_data(tmp_path):
-    stored = plot_toy.predicting_zero(tmp_path, ZERO, [])
-    (tmp_path / "toy_data").mkdir()
-    for input_dim, computed in {2: 0.11195024621214368, 3: 0.058498099201524816}.items():
-        np.save(tmp_path / "toy_data" / f"labels_{input_dim}.npy", np.full(20, computed))
-    assert plot_toy.predicting_zero(tmp_path, ZERO, []) == stored
-
-
 def test_lines_of_one_model_differ_without_colour():
     for model in ("Mamba", "S4"):
-        styles = [style for key, style in plot_toy.STYLES.items() if key[0] == model]
+        styles = [style for key, style in draw_1.STYLES.items() if key[0] == model]
         assert len({(str(style["ls"]), style.get("mfc")) for style in styles}) == 3
-    markers = {key[0]: style["marker"] for key, style in plot_toy.STYLES.items()}
+    markers = {key[0]: style["marker"] for key, style in draw_1.STYLES.items()}
     assert markers["Mamba"] != markers["S4"]
-
-
-def test_the_same_results_give_the_same_bytes_from_any_folder(tmp_path):
-    write_scores(tmp_path / "results")
-    arguments = ["--results-dir", str(tmp_path / "results"), "--output"]
-    assert plot_toy.main([*arguments, str(tmp_path / "one.pdf")]) == 0
-    done = run_from(tmp_path, *arguments, "new/two.pdf")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "wrote new/two.pdf\nwrote new/two.png\n" in done.stdout
-    assert "left out, no usable results: Mamba, depth 1 (2D, 3D); " in done.stdout
-    for suffix in (".pdf", ".png"):
-        one, two = tmp_path / f"one{suffix}", tmp_path / "new" / f"two{suffix}"
-        assert one.read_bytes() == two.read_bytes()
-    pdf = (tmp_path / "one.pdf").read_bytes()
-    assert b"CreationDate" not in pdf
-    assert re.search(rb"/Type3\b", pdf) is None
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["two.pdf", "two.png"]
-
-
-def test_the_released_files_are_drawn_without_a_warning(tmp_path):
-    write_toy_files(tmp_path, PUBLISHED)
-    done = run_from(tmp_path, "--results-dir", ".", "--strict", "--overlay", "published")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "left out, no usable results" not in done.stdout
-    assert "wrote rmse_subplots.pdf" in done.stdout
-
-
-def test_an_empty_folder_gives_a_message_and_no_picture(tmp_path, capsys):
-    assert plot_toy.main(["--results-dir", str(tmp_path)]) == 1
-    assert f"no toy results in {tmp_path}" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_arguments_exit_2_with_one_line_that_names_them(tmp_path):
-    done = run_from(tmp_path, "--results-dir", "nowhere")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--results-dir: no such folder: nowhere")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_output_must_be_a_pdf_that_can_be_written(tmp_path, capsys):
-    write_scores(tmp_path)
-    (tmp_path / "file").write_text("")
-    for output, message in [("a.png", "must end in .pdf"), ("file/a.pdf", "cannot write")]:
-        with pytest.raises(SystemExit, match="2"):
-            plot_toy.main(["--results-dir", str(tmp_path), "--output", str(tmp_path / output)])
-        assert message in capsys.readouterr().err
-
-
-def test_a_corrupt_file_is_named_the_rest_drawn_and_strict_fails(tmp_path, capsys):
-    broken = write_scores(tmp_path) / toy_lcde_name(2, 0)
-    broken.write_bytes(broken.read_bytes()[:-1])
-    assert plot_toy.main(["--results-dir", str(tmp_path)]) == 0
-    assert f"warning: skipped {broken}" in capsys.readouterr().err
-    assert (tmp_path / "rmse_subplots.png").exists()
-    assert plot_toy.main(["--results-dir", str(tmp_path), "--strict"]) == 1
-
-
-def test_plots_and_comparison_import_neither_jax_nor_torch_nor_pyplot():
-    code = (
-        "import sys, json, plot_toy, compare_to_paper; "
-        "print(json.dumps([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout) == []

@@ -1,0 +1,280 @@
+"""What the figures and the verdict are made from: the results of a folder.
+
+Our own are found by their records, which name their files and their config; released files, which
+have no records, by their names. A file that cannot be used is reported as a `Problem`, with its
+path and the reason, and never passed over in silence.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from harness.errors import ResultFileError
+from harness.file_names import A5CurveKey, A5ScoreKey, Key, ToyCurveKey, ToyScoreKey, parse_name
+from harness.paths import A5_RESULTS, TOY_DATA, TOY_RESULTS
+from harness.records import Record, read_record
+
+PUBLISHED_RESULTS = Path(__file__).with_name("published_results.yaml")
+LINEAR_CDE = "Linear CDE"
+TRAIN_FRACTION = 0.8
+_KEYS = {TOY_RESULTS: (ToyScoreKey, ToyCurveKey), A5_RESULTS: (A5ScoreKey, A5CurveKey)}
+
+
+def published_results() -> dict:
+    """The paper's numbers, by figure."""
+    return yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that was skipped, and why; `key` is its run, where that is known."""
+
+    path: Path
+    reason: str
+    key: Key | None = None
+
+    def __str__(self) -> str:
+        """The path, then the reason."""
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run whose files are somewhere: in a curve first the steps, then the values."""
+
+    key: Key
+    paths: tuple[Path, ...]
+    record: Record | None = None
+
+    @property
+    def config(self) -> dict:
+        """That of the record, or {} without one: released files have none."""
+        return self.record.config if self.record else {}
+
+
+@dataclass(frozen=True)
+class ToyCurve:
+    """One training run of a sequence model: validation RMSE (records,) at steps (records,).
+
+    `config` is that of the run's record ({} without one).
+    """
+
+    key: ToyCurveKey
+    steps: np.ndarray
+    rmse: np.ndarray
+    config: dict = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict:
+        """The config, with what the file name says."""
+        return {**self.config, **vars(self.key)}
+
+
+@dataclass(frozen=True)
+class ToyScore:
+    """One Linear CDE run: its validation MSE and the `config` of its record ({} without one)."""
+
+    input_dim: int
+    run: int
+    mse: float
+    config: dict
+
+
+@dataclass
+class ToyResults:
+    """All toy-task results of one folder, sorted by configuration and run."""
+
+    scores: list[ToyScore] = field(default_factory=list)
+    curves: list[ToyCurve] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class A5Curve:
+    """One training run on A5: validation accuracy (records,) at steps (records,).
+
+    `config` is that of the run's record, with what the file name says; {} where neither says any.
+    """
+
+    model: str
+    length: int
+    depth: int
+    config: dict
+    steps: np.ndarray
+    accuracies: np.ndarray
+
+    @property
+    def best(self) -> float:
+        """The greatest accuracy of any record."""
+        return float(self.accuracies.max())
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last record."""
+        return int(self.steps[-1])
+
+
+@dataclass
+class A5Results:
+    """All A5 results of one folder, sorted by model, length and depth."""
+
+    curves: list[A5Curve] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Problem]]:
+    """The runs of one task, and the records that cannot be used: their runs are found by name.
+
+    Raises: NotADirectoryError if `results_dir` is missing.
+    """
+    if not results_dir.is_dir():
+        raise NotADirectoryError(f"no such folder: {results_dir}")
+    runs, problems = [], []
+    for path in sorted((results_dir / folder).glob("*.json")):
+        try:
+            record = read_record(path)
+            if record.files:  # a run that was not needed has none
+                paths = tuple(path.with_name(name) for name in record.files)
+                runs.append(FoundRun(_recorded_key(record, folder), paths, record))
+        except ResultFileError as error:
+            problems.append(Problem(path, str(error), parse_name(f"{path.stem}.npy")))
+    recorded = {path for run in runs for path in run.paths}
+    others = set((results_dir / folder).glob("*.npy")) - recorded
+    for key in {parse_name(path.name) for path in others} - {None}:
+        runs.append(FoundRun(key, tuple(results_dir / folder / name for name in key.names)))
+    return runs, problems
+
+
+def _recorded_key(record: Record, folder: str) -> Key:
+    """The run that a record's config is of. Raises: ResultFileError."""
+    scores, curves = _KEYS[folder]
+    kind = curves if "model" in record.config else scores
+    needed = [field.name for field in fields(kind) if field.name != "batch_size"]
+    try:
+        key = kind(**{name: record.config[name] for name in needed})
+        if kind is A5CurveKey:
+            key = replace(key, batch_size=record.config.get("batch_size"))
+        usable = parse_name(key.names[0]) == key and len(key.names) == len(record.files)
+    except (KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ResultFileError(f"not the record of one run by {', '.join(needed)}")
+    return key
+
+
+def load_toy_results(results_dir: Path) -> ToyResults:
+    """Load every toy-task result under `results_dir`/outputs_toy.
+
+    Unusable files are listed in `problems`. Raises NotADirectoryError if `results_dir` is missing;
+    a folder without results is not an error.
+    """
+    runs, problems = find_runs(results_dir, TOY_RESULTS)
+    results = ToyResults(problems=problems)
+    for run in runs:
+        if isinstance(run.key, ToyScoreKey):
+            _add_score(results, run)
+        elif isinstance(run.key, ToyCurveKey) and (curve := _load_curve(run, problems)):
+            results.curves.append(ToyCurve(run.key, *curve, run.config))
+    results.scores.sort(key=lambda score: (score.input_dim, score.run))
+    results.curves.sort(key=lambda curve: curve.key)
+    problems.sort(key=lambda problem: problem.path)
+    return results
+
+
+def load_a5_results(results_dir: Path) -> A5Results:
+    """Load every A5 result under `results_dir`/outputs_A5; errors as `load_toy_results`."""
+    runs, problems = find_runs(results_dir, A5_RESULTS)
+    results = A5Results(problems=problems)
+    for run in runs:
+        key = run.key
+        if isinstance(key, A5ScoreKey) and (curve := _load_curve(run, problems)):
+            results.curves.append(A5Curve(LINEAR_CDE, key.length, 1, run.config, *curve))
+        elif isinstance(key, A5CurveKey) and (curve := _load_curve(run, problems)):
+            named = {name: value for name, value in vars(key).items() if value is not None}
+            config = {**run.config, **named}
+            results.curves.append(A5Curve(key.model, key.length, key.depth, config, *curve))
+    results.curves.sort(key=lambda c: (c.model, c.length, c.depth, str(sorted(c.config.items()))))
+    problems.sort(key=lambda problem: problem.path)
+    return results
+
+
+def _add_score(results: ToyResults, run: FoundRun) -> None:
+    (path,) = run.paths
+    try:
+        mse = float(load_array(path, ndim=0))
+        if mse <= 0:
+            raise ResultFileError(f"holds {mse}, not a positive error")
+    except ResultFileError as error:
+        results.problems.append(Problem(path, str(error), run.key))
+        return
+    results.scores.append(ToyScore(run.key.input_dim, run.key.run, mse, run.config))
+
+
+def _load_curve(run: FoundRun, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and values (records,) of one run, or None with the reason among `problems`."""
+    arrays = []
+    for path in run.paths:
+        try:
+            arrays.append(load_array(path, ndim=1))
+        except ResultFileError as error:
+            problems.append(Problem(path, str(error), run.key))
+    if len(arrays) < len(run.paths):
+        return None
+    steps, values = arrays
+    defect = _rmse_defect if isinstance(run.key, ToyCurveKey) else _accuracy_defect
+    if len(steps) != len(values):
+        reason = f"has {len(values)} values for {len(steps)} steps"
+    elif steps[0] < 0 or (np.diff(steps) <= 0).any():
+        reason = "belongs to steps that do not increase from 0"
+    else:
+        reason = defect(values)
+    if reason:
+        problems.append(Problem(run.paths[-1], reason, run.key))
+        return None
+    return steps, values
+
+
+def _rmse_defect(rmse: np.ndarray) -> str | None:
+    return "holds an error that is not positive" if (rmse <= 0).any() else None
+
+
+def _accuracy_defect(accuracies: np.ndarray) -> str | None:
+    outside = ((accuracies < 0) | (accuracies > 1)).any()
+    return "holds an accuracy that is not between 0 and 1" if outside else None
+
+
+def load_array(path: Path, ndim: int) -> np.ndarray:
+    """Load a float64 array of `ndim` axes; ResultFileError if the file is anything else."""
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ResultFileError("is missing") from error
+    except Exception as error:  # a damaged header makes NumPy raise almost anything
+        raise ResultFileError(f"not a readable .npy file ({error})") from error
+    if array.dtype.kind not in "fiu":
+        raise ResultFileError("does not hold an array of real numbers")
+    if array.ndim != ndim or array.size == 0:
+        raise ResultFileError(f"has shape {array.shape}, expected {ndim} axes and some content")
+    if not np.isfinite(array).all():
+        raise ResultFileError("holds NaN or infinite values")
+    return array.astype(np.float64)
+
+
+def predicting_zero(data_dir: Path, stored: dict[int, float], problems: list[Problem]) -> dict:
+    """RMS of the validation labels by input dimension: from the data, else the stored figure."""
+    rms = dict(stored)
+    for input_dim in stored:
+        path = data_dir / TOY_DATA / f"labels_{input_dim}.npy"
+        if path.exists():
+            try:
+                labels = load_array(path, ndim=1)
+            except ResultFileError as error:
+                problems.append(Problem(path, str(error)))
+                continue
+            validation = labels[int(TRAIN_FRACTION * len(labels)) :]
+            rms[input_dim] = float(np.sqrt(np.mean(validation**2)))
+    # Six digits are the same from the data and stored: a figure changes when results do.
+    return {input_dim: float(f"{value:.6g}") for input_dim, value in rms.items()}
