@@ -87,8 +87,8 @@ def test_gradients_by_token_equal_those_of_the_scan(count, length):
 
 
 def test_scan_is_the_papers_recurrence_on_path_values():
-    model, tokens = small_model(), sequences(1, 6).tokens
-    cde, x = model.cde, np.asarray(model.embedding, dtype=np.float64)[tokens[0]]
+    model, tokens = small_model(), jnp.asarray(sequences(1, 6).tokens)
+    cde, x = model.cde, np.asarray(model.embedding, dtype=np.float64)[np.asarray(tokens[0])]
     A, B = cde.matrices()
     y = np.asarray(cde.init_matrix) @ x[0] + np.asarray(cde.init_bias)
     for i in range(1, 6):
@@ -99,7 +99,7 @@ def test_scan_is_the_papers_recurrence_on_path_values():
 
 def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
     model, data = small_model(), sequences(101, 7)
-    logits = model(data.tokens)
+    logits = model(jnp.asarray(data.tokens))
     # Targets made of the model's own predictions, half of them wrong, so that a count is a count.
     predicted = np.asarray(jnp.argmax(logits, axis=-1)).astype(np.uint8)
     wrong = np.arange(predicted.size).reshape(predicted.shape) % 2
@@ -128,7 +128,7 @@ def test_dropout_zeroes_its_share_and_rescales_the_rest():
     dropped = np.asarray(drop(x, 0.1, jr.key(0)))
     assert np.unique(dropped) == pytest.approx([0, 3 / 0.9])
     assert np.mean(dropped == 0) == pytest.approx(0.1, abs=0.01)
-    assert drop(x, 0, jr.key(0)) is x
+    assert drop(x, 0.0, jr.key(0)) is x
 
 
 def test_loss_is_finite_for_logits_that_overflow_an_exponential():
