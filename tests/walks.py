@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.locks import Lock
 from harness.paths import ROOT
 
 LIGHT_EXPERIMENT = Path(__file__).with_name("light_experiment")
@@ -73,10 +74,6 @@ def newest_step(folder: Path) -> int:
 
 def worker_pids(folder: Path) -> list[int]:
     """The processes that hold a run's lock."""
-    pids = []
-    for path in (folder / "results" / "locks").glob("*"):
-        try:
-            pids.append(json.loads(path.read_text())["pid"])
-        except (FileNotFoundError, ValueError):
-            continue  # just released, or being written
-    return pids
+    files = (folder / "results" / "locks").glob("*.lock")
+    owners = (Lock(path.parent, path.name.removesuffix(".lock")).holder() for path in files)
+    return [int(words.split()[1]) for words in owners if words and words.startswith("process ")]
