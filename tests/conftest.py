@@ -108,7 +108,7 @@ def wait_for_checkpoint():
 
     def wait(results_dir: Path, step: int, process: subprocess.Popen) -> None:
         while process.poll() is None:
-            found = (results_dir / "checkpoints").glob("*/step_*.json")
+            found = (results_dir / "checkpoints").glob("*/step_*.npz")
             if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
                 return
             time.sleep(0.01)

@@ -162,18 +162,14 @@ def test_two_processes_on_one_results_folder_do_each_run_once(tmp_path):
     assert "3 runs: 3 done" in plan.stdout
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".json"])
-def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_is_used(
-    tmp_path, undisturbed, suffix
-):
+def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_is_used(tmp_path, undisturbed):
     kill_at_step(tmp_path, 30)
-    newest = max((tmp_path / "results" / "checkpoints").glob(f"*/step_*{suffix}"))
+    newest = max((tmp_path / "results" / "checkpoints").glob("*/step_*.npz"))
     content = bytearray(newest.read_bytes())
-    place = content.index(b'"loss_sum": ') + 15 if suffix == ".json" else len(content) // 2
-    content[place] ^= 1
+    content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     done = assert_finishes(tmp_path, undisturbed)
-    assert f"warning: checkpoint {newest.with_suffix('')} is damaged" in done.stderr
+    assert f"warning: checkpoint {newest} is damaged" in done.stderr
 
 
 def test_a_checkpoint_of_another_config_is_refused_with_the_difference(tmp_path, undisturbed):
@@ -185,17 +181,14 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_difference(tmp_path,
     assert_finishes(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("version", [FORMAT + 1, None])
-def test_a_checkpoint_of_another_version_is_refused_with_the_difference(tmp_path, version):
+def test_a_checkpoint_of_another_version_is_refused_with_the_difference(tmp_path):
     kill_at_step(tmp_path, 20)
-    for path in (tmp_path / "results" / "checkpoints").glob("*/step_*.json"):
-        record = json.loads(path.read_text())
-        record["format"] = version
-        path.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    newest = max((tmp_path / "results" / "checkpoints").glob("*/step_*.npz"))
+    newest.with_suffix(".json").write_text('{"format": 2}')
     refused = walks.finish(tmp_path)
     assert refused.returncode == 2
-    assert f"format {version or 1} where this version reads {FORMAT}" in refused.stderr
-    assert str(path.parent) in refused.stderr
+    assert f"a format before 3 where this version reads {FORMAT}" in refused.stderr
+    assert str(newest.parent) in refused.stderr
 
 
 def test_a_time_of_day_that_goes_backwards_changes_nothing(tmp_path, undisturbed):

@@ -86,7 +86,7 @@ def test_a_launcher_that_is_stopped_ends_its_workers_with_checkpoints(tmp_path, 
     assert process.returncode == (130 if number == signal.SIGINT else 75), errors
     assert not any(is_a_worker(pid, tmp_path) for pid in workers)
     # Checkpoints come at the end of 100,000 steps, or because of the signal.
-    checkpoints = list((tmp_path / "results" / "checkpoints").glob("*/step_*.json"))
+    checkpoints = list((tmp_path / "results" / "checkpoints").glob("*/step_*.npz"))
     assert len(checkpoints) == 2
 
 

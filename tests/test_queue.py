@@ -147,7 +147,7 @@ def test_what_a_killed_process_was_writing_is_removed(runs):
 
 def test_checkpoints_of_a_run_that_was_saved_before_its_process_was_killed_are_removed(runs):
     for run in runs:
-        Checkpoints(checkpoint_folder(run), run.config).save(1, [np.ones(1)], {})
+        Checkpoints(checkpoint_folder(run), run.config).save(1, {"place": np.ones(1)}, {})
     finish(runs[0])
     finish(runs[1], UNDER_WAY)
     remove_leftovers(runs)
@@ -162,3 +162,19 @@ def test_a_stop_between_runs_ends_them_with_no_lock_left(runs):
             stop.number = 15
     assert done == ["run 0"]
     assert [run_lock(run).holder() for run in runs] == [None, None, None]
+
+
+def test_ctrl_c_between_the_taking_of_a_lock_and_its_use_leaves_it_free(runs, monkeypatch):
+    take, taken = Lock.try_acquire, []
+
+    def interrupted_at_the_end(lock):
+        taken.append(lock)
+        assert take(lock) is None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "try_acquire", interrupted_at_the_end)
+        with pytest.raises(KeyboardInterrupt), claims(runs) as todo:
+            next(todo)
+    assert len(taken) == 1 and not taken[0].path.exists()
+    assert run_lock(runs[0]).try_acquire() is None

@@ -68,7 +68,7 @@ def results(folder: Path) -> dict[str, object]:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint of any run, 0 without any."""
-    found = (folder / "results" / "checkpoints").glob("*/step_*.json")
+    found = (folder / "results" / "checkpoints").glob("*/step_*.npz")
     return max((int(path.stem.removeprefix("step_")) for path in found), default=0)
 
 

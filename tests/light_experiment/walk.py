@@ -27,10 +27,10 @@ class Walk:
         return float(np.mean(self.place > 0))
 
     def arrays(self):
-        return [self.place]
+        return {"place": self.place}
 
     def restore(self, arrays):
-        (self.place,) = arrays
+        self.place = arrays["place"]
 
 
 def run(config, runs, data_dir, device):
