@@ -175,6 +175,14 @@ def test_a_run_that_diverges_says_so(tmp_path):
     assert history.steps == [0]
 
 
+def test_checkpoints_name_parameters_and_moments_by_their_place():
+    training = Training(small_model(8), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, jr.key(0))
+    names = training.arrays().keys()
+    assert {"model.embedding", "model.out.weight"} <= names
+    assert {"moments.0.mu.embedding", "moments.0.nu.out.weight"} <= names
+    assert len(names) == len(jax.tree.leaves(eqx.filter(training.state, eqx.is_array)))
+
+
 TINY = {
     "hidden_dim": 8,
     "samples": 2000,

@@ -174,8 +174,16 @@ def test_restored_training_goes_on_bit_for_bit():
         first.update(step)
     second.restore(first.arrays())
     assert [second.update(step) for step in range(3, 6)] == losses[3:]
-    for mine, expected in zip(second.arrays(), whole.arrays(), strict=True):
-        assert np.array_equal(mine, expected)
+    assert second.arrays().keys() == whole.arrays().keys()
+    for name, expected in whole.arrays().items():
+        assert np.array_equal(second.arrays()[name], expected)
+
+
+def test_checkpoints_name_parameters_and_moments_as_the_model_does():
+    fresh = training()
+    names = [name for name, _ in fresh.model.named_parameters()]
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    assert list(fresh.arrays()) == [*names, *(f"adam.{n}.{m}" for n in names for m in moments)]
 
 
 def test_dropout_of_a_step_depends_on_the_step_alone():
