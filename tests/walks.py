@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from harness.locks import Lock
@@ -21,6 +22,8 @@ SETTINGS = {
     "checkpoint_interval": 10,
     "stop_accuracy": 1.0,
 }
+# Those that a test may have left.
+STARTED: list[subprocess.Popen] = []
 
 
 def walk_words(folder: Path, *words, **settings) -> list:
@@ -38,11 +41,33 @@ def environment(**variables) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 
-def start(folder: Path, *words, variables=None, **settings) -> subprocess.Popen:
-    """Start it in a process of its own."""
-    command = [sys.executable, ROOT / "run_experiment.py", *walk_words(folder, *words, **settings)]
+def start(folder: Path, *words, variables=None, through=(), **settings) -> subprocess.Popen:
+    """Start it in a process of its own; through: a command that is given this one."""
+    command = [
+        *through,
+        sys.executable,
+        ROOT / "run_experiment.py",
+        *walk_words(folder, *words, **settings),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(**(variables or {})), **pipes)
+    process = subprocess.Popen(command, env=environment(**(variables or {})), **pipes)
+    STARTED.append(process)
+    return process
+
+
+def start_held(folder: Path, step: int, *words, variables=None, **settings) -> subprocess.Popen:
+    """Start it, and return once it waits before a step, where it stays until it is let go."""
+    held = {"HOLD": f"{step}:{folder / 'held'}"}
+    process = start(folder, *words, variables={**held, **(variables or {})}, **settings)
+    while not (folder / "held").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def let_go(folder: Path) -> None:
+    """Let a run that is held go on."""
+    (folder / "held").unlink()
 
 
 def finish(folder: Path, *words, variables=None, **settings) -> subprocess.CompletedProcess:
