@@ -472,3 +472,10 @@ def test_a_stopped_writer_leaves_no_half_file(tmp_path, how, code):
     assert process.returncode == code
     # What SIGKILL leaves, which no program can answer, does not have the name.
     assert list(tmp_path.iterdir()) == ([half] if how == signal.SIGKILL else [])
+
+
+def test_a_file_that_is_there_is_read_without_a_lock(tmp_path, monkeypatch):
+    """As from a folder that cannot be written."""
+    write_dataset(tmp_path / "A5=2.csv", A5, 2, 50, 1)
+    monkeypatch.setattr(a5_dataset, "waiting", None)
+    assert len(load_word_problem(tmp_path, A5, 2, samples=50)[0]) == 50
