@@ -42,7 +42,7 @@ often it was evaluated; with a longer schedule (max_steps, epochs) a run that en
 further, and its files stay until it is as far. Other files are never replaced without --overwrite.
 Processes that share a results folder never do a run twice.
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR2
-(a checkpoint is saved first).
+(a checkpoint is saved first). SIGTERM also stops a script's background job, which ignores Ctrl-C.
 """
 
 # Short flags for keys of the config: metavar, help.

@@ -22,7 +22,7 @@ from data_dir.generate_a5_dataset import (
     write_dataset,
 )
 from harness.errors import DataError
-from harness.locks import Waiting
+from harness.locks import waiting
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _BLOCK_BYTES = 1 << 20  # small enough for a block's arrays to stay in cache
@@ -57,7 +57,7 @@ def load_word_problem(
     path = Path(folder) / csv_name(group.name, length)
     expected = min(samples, group.order**length)
     if not path.exists():
-        with Waiting(path.parent, f".{path.name}.lock"):  # another process may be writing it
+        with waiting(path.parent, f".{path.name}"):  # another process may be writing it
             if not path.exists():
                 announce(f"writing {expected:,} sequences to {path}, which is missing")
                 write_dataset(path, group, length, samples, seed)

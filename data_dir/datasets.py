@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from data_dir.toy_fingerprints import check_fingerprint
 from harness.errors import DataError
-from harness.locks import Waiting
+from harness.locks import waiting
 from harness.paths import TOY_DATA
 
 
@@ -46,7 +46,7 @@ def load_toy_dataset(
     folder = data_dir / TOY_DATA
     paths_file, labels_file = folder / f"data_{input_dim}.npy", folder / f"labels_{input_dim}.npy"
     if not (paths_file.exists() and labels_file.exists()):
-        with Waiting(folder, f".{paths_file.name}.lock"):  # another process may be making them
+        with waiting(folder, f".{paths_file.name}"):  # another process may be making them
             if not paths_file.exists() and not labels_file.exists():
                 announce(f"making the {input_dim}D toy data in {folder} (a few seconds)")
                 from data_dir.generate_toy_dataset import write_toy_dataset

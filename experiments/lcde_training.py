@@ -4,7 +4,7 @@ The only file of the experiments that imports JAX at once; `lcde_a5.run` imports
 to be done. Letters: V tokens, E embedding width, H hidden width, b sequences, L tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -142,12 +142,16 @@ class Training:
         """The metric of the model as it is."""
         return self.metric(self.state.model)
 
-    def arrays(self) -> list[np.ndarray]:
-        """Parameters and moments."""
-        return [np.asarray(x) for x in jax.tree.leaves(eqx.filter(self.state, eqx.is_array))]
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Parameters and moments, by their place in the state."""
+        leaves, _ = jax.tree.flatten_with_path(eqx.filter(self.state, eqx.is_array))
+        return {
+            jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in leaves
+        }
 
-    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Back to parameters and moments that `arrays` gave."""
         current, rest = eqx.partition(self.state, eqx.is_array)
-        restored = jax.tree.unflatten(jax.tree.structure(current), map(jnp.asarray, arrays))
+        leaves = [jnp.asarray(arrays[name]) for name in self.arrays()]
+        restored = jax.tree.unflatten(jax.tree.structure(current), leaves)
         self.state = eqx.combine(restored, rest)

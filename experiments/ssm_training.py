@@ -124,20 +124,24 @@ class Training:
         with torch.inference_mode():
             return self.metric(self.model)
 
-    def arrays(self) -> list[np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """Parameters and the optimizer's state."""
-        return [tensor.detach().cpu().numpy().copy() for tensor in self._tensors()]
+        return {name: x.detach().cpu().numpy().copy() for name, x in self._tensors().items()}
 
-    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Back to what `arrays` gave."""
         with torch.no_grad():
-            for tensor, array in zip(self._tensors(), arrays, strict=True):
-                tensor.copy_(torch.from_numpy(array))
+            for name, tensor in self._tensors().items():
+                tensor.copy_(torch.from_numpy(arrays[name]))
 
-    def _tensors(self) -> list[Tensor]:
-        parameters = list(self.model.parameters())
-        states = [self.optimizer.state[parameter] for parameter in parameters]
-        return parameters + [tensor for state in states for tensor in state.values()]
+    def _tensors(self) -> dict[str, Tensor]:
+        parameters = dict(self.model.named_parameters())
+        moments = {
+            f"adam.{name}.{moment}": tensor
+            for name, parameter in parameters.items()
+            for moment, tensor in self.optimizer.state[parameter].items()
+        }
+        return parameters | moments
 
 
 def root_mean_square_error(

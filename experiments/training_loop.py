@@ -26,10 +26,10 @@ class Trainable(Protocol):
     def evaluate(self) -> float:
         """The metric over the whole validation set."""
 
-    def arrays(self) -> list[np.ndarray]:
-        """All that updates change, in a fixed order."""
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """All that updates change, by name."""
 
-    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go back to what `arrays` gave."""
 
 
@@ -88,8 +88,11 @@ class Progress:
 
     @classmethod
     def resume(cls, trainable: Trainable, checkpoints: Checkpoints) -> "Progress":
-        """From the newest checkpoint, `trainable` restored; from the start where there is none."""
-        checkpoint = checkpoints.load()
+        """From the newest checkpoint, `trainable` restored; from the start where there is none.
+
+        Raises: ResultsError, when the checkpoint is not one of this training.
+        """
+        checkpoint = checkpoints.load(like=trainable.arrays())
         if checkpoint is None:
             return cls()
         trainable.restore(checkpoint.arrays)

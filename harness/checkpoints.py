@@ -1,25 +1,28 @@
-"""Checkpoints of a run that is under way: atomic, verified, without pickle, the last two kept."""
+"""Checkpoints of an unfinished run: atomic, verified, without pickle, the last two kept."""
 
 import hashlib
 import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from harness.atomic_files import write_together
+from harness.atomic_files import atomic_write, npy_bytes
 from harness.errors import ResultsError
 from harness.paths import CHECKPOINTS
 from harness.records import Run, config_difference
 
 KEPT = 2
-# Counted up when a checkpoint's files come to mean something else.
-FORMAT = 2
+# Counted up when a checkpoint's file comes to mean something else.
+FORMAT = 3
+STATE = "state.json"  # the member beside the arrays
+DIGEST_BYTES = 64  # of SHA-256 in hexadecimal
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -29,17 +32,17 @@ def checkpoint_folder(run: Run) -> Path:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands: arrays in the order they were saved, and a JSON-like state."""
+    """Where a run stands: arrays by name, and a JSON-like state."""
 
-    arrays: list[np.ndarray]
-    state: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+    state: Mapping[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one run, in a folder of its own.
 
-    Each is `step_N.npz` and `step_N.json`, which holds the format, the run's config, the state, and
-    the SHA-256 of all that and the arrays' file.
+    Each is a file `step_N.npz`: the arrays, `STATE` (the format, the run's config, the state), and
+    at its end, where a zip file has its comment, the SHA-256 of all that.
     """
 
     def __init__(
@@ -55,55 +58,51 @@ class Checkpoints:
         self.folder, self.confirm = folder, confirm
         self.config = dict(config)
 
-    def save(self, step: int, arrays: Sequence[np.ndarray], state: Mapping[str, Any]) -> None:
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Save a checkpoint and drop all but the last two. Raises: OSError, nothing lost."""
         self.confirm()
-        buffer = io.BytesIO()
-        np.savez(buffer, *arrays, allow_pickle=False)
-        content = buffer.getvalue()
         record = {"format": FORMAT, "config": self.config, "state": dict(state)}
-        record["sha256"] = _digest(content, record)
-        stem = self.folder / f"step_{step:09d}"
-        # The record's name changes last: without it the arrays do not count.
-        write_together(
-            [
-                (stem.with_suffix(".npz"), content),
-                (stem.with_suffix(".json"), json.dumps(record).encode()),
-            ]
-        )
-        for old in self._stems()[:-KEPT]:
-            old.with_suffix(".json").unlink(missing_ok=True)
-            old.with_suffix(".npz").unlink(missing_ok=True)
+        content = _packed(arrays, record)
+        with atomic_write(self.folder / f"step_{step:09d}.npz") as file:
+            file.write(content)
+            file.write(_digest(content))
+        for old in self._files()[:-KEPT]:
+            old.unlink(missing_ok=True)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, like: Mapping[str, np.ndarray]) -> Checkpoint | None:
         """The newest whole checkpoint, or None; a damaged one is named and passed over.
 
-        Raises: ResultsError, when one is of another format or config.
+        like: arrays of the names, shapes and dtypes that it must have.
+        Raises: ResultsError, when it is of another format or config, or has other arrays.
         """
-        for stem in reversed(self._stems()):
+        if any(self.folder.glob("step_*.json")):
+            self._refuse(f"a format before 3 where this version reads {FORMAT}")
+        for path in reversed(self._files()):
             try:
-                record = dict(json.loads(stem.with_suffix(".json").read_text()))
-                self._check_format(record)
-                content = stem.with_suffix(".npz").read_bytes()
-                if _digest(content, record) != record.pop("sha256", None):
-                    raise ValueError("it does not have its recorded SHA-256")
-            except (OSError, ValueError, TypeError) as error:
-                print(f"warning: checkpoint {stem} is damaged: {error}", file=sys.stderr)
+                content = _whole(path)
+            except (OSError, ValueError) as error:
+                print(f"warning: checkpoint {path} is damaged: {error}", file=sys.stderr)
                 continue
-            if record["config"] != self.config:
-                self._refuse(config_difference(record["config"], self.config))
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return Checkpoint([arrays[name] for name in arrays.files], record["state"])
+            return self._unpacked(content, like)
         return None
 
     def remove(self) -> None:
         """Drop all checkpoints: the run is finished, or is to start over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _check_format(self, record: Mapping[str, Any]) -> None:
-        found = record.get("format", 1)  # the first one did not name itself
-        if found != FORMAT:
-            self._refuse(f"format {found} where this version reads {FORMAT}")
+    def _unpacked(self, content: bytes, like: Mapping[str, np.ndarray]) -> Checkpoint:
+        with np.load(io.BytesIO(content), allow_pickle=False) as members:
+            record = json.loads(members[STATE])
+            if record["format"] != FORMAT:
+                self._refuse(f"format {record['format']} where this version reads {FORMAT}")
+            if record["config"] != self.config:
+                self._refuse(config_difference(record["config"], self.config))
+            arrays = {name: members[name] for name in members.files if name != STATE}
+        for name in [*like, *arrays.keys() - like.keys()]:
+            found, expected = _kind(arrays.get(name)), _kind(like.get(name))
+            if found != expected:
+                self._refuse(f"{found} as the array {name} where this run has {expected}")
+        return Checkpoint(arrays, record["state"])
 
     def _refuse(self, difference: str) -> NoReturn:
         raise ResultsError(
@@ -111,10 +110,33 @@ class Checkpoints:
             "remove that folder to start over"
         )
 
-    def _stems(self) -> list[Path]:
-        return sorted(path.with_suffix("") for path in self.folder.glob("step_*.json"))
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*.npz"))
 
 
-def _digest(content: bytes, record: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(content + json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def _packed(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> bytes:
+    """A zip file but for the last bytes, those of its comment."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        # Without a time: the same checkpoint has the same bytes.
+        archive.writestr(zipfile.ZipInfo(STATE), json.dumps(record))
+        for name, array in arrays.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy_bytes(array))
+        archive.comment = bytes(DIGEST_BYTES)
+    return buffer.getvalue()[:-DIGEST_BYTES]
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a file that has its digest. Raises: OSError; ValueError, if it has not."""
+    content = path.read_bytes()
+    if _digest(content[:-DIGEST_BYTES]) != content[-DIGEST_BYTES:]:
+        raise ValueError("it does not have its recorded SHA-256")
+    return content
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _kind(array: np.ndarray | None) -> str:
+    return "nothing" if array is None else f"{array.dtype} {array.shape}"

@@ -28,23 +28,23 @@ def claimed_runs(
     """The runs still to be done, each with its context, its lock held while the caller is at it.
 
     A run that another process holds is passed over with a line that names the owner. With `wait`
-    its turn comes again after the others, until it is done, or is taken over from a dead owner.
+    its turn comes again after the others, until it is done, or its owner is dead.
     display: opens where a run's values are shown. To be closed, so that no lock is kept.
-    Raises: ResultsError, OSError, KeyboardInterrupt once `stop` is wanted.
+    Raises: ResultsError, UnavailableError, OSError, KeyboardInterrupt once `stop` is wanted.
     """
     locks = [run_lock(run) for run in runs]
     turn, first = list(zip(runs, locks, strict=True)), True
     while turn:
         others = []
         for run, lock in turn:
-            owner = lock.try_acquire()
+            try:
+                owner = lock.try_acquire()
+                if owner is None and _is_due(run, overwrite):
+                    with display(run) as show:
+                        yield replace(run, context=RunContext(lock.confirm, stop, show))
+            finally:
+                lock.release()
             if owner is None:
-                try:
-                    if _is_due(run, overwrite):
-                        with display(run) as show:
-                            yield replace(run, context=RunContext(lock.confirm, stop, show))
-                finally:
-                    lock.release()
                 if stop.wanted:
                     raise KeyboardInterrupt
             elif overwrite or run_state(run).status is not Status.DONE:
@@ -71,8 +71,10 @@ def remove_leftovers(runs: Sequence[Run]) -> None:
         if not folder.exists() or run_state(run).status is not Status.DONE:
             continue
         lock = run_lock(run)
-        if lock.try_acquire() is None:
-            Checkpoints(folder, run.config).remove()
+        try:
+            if lock.try_acquire() is None:
+                Checkpoints(folder, run.config).remove()
+        finally:
             lock.release()
 
 

@@ -1,4 +1,8 @@
-"""How a signal ends a run: Ctrl-C at once, SIGTERM and SIGUSR2 with a checkpoint first."""
+"""How a signal ends a run: Ctrl-C at once, SIGTERM and SIGUSR2 with a checkpoint first.
+
+Who starts a command may have Ctrl-C ignored, as a shell script has for its background jobs, which
+are not meant by it; then it stays ignored, and SIGTERM stops them.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -25,7 +29,8 @@ class Stop:
 
     def __enter__(self) -> Self:
         """Listen."""
-        for number in (signal.SIGINT, *GRACEFUL):
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        for number in GRACEFUL if ignored else (signal.SIGINT, *GRACEFUL):
             self._before[number] = signal.signal(number, self._notice)
         return self
 

@@ -1,8 +1,11 @@
 """What the tests share: checks too slow or too strict for users, and small inputs."""
 
+import os
 import shutil
+import signal
 import subprocess
-import time
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +15,10 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+import walks
 from experiments.lcde_toy import Config as LCDEToyConfig
 from experiments.schema import load_config
-from harness.paths import CONFIG_FOLDER
+from harness.paths import CONFIG_FOLDER, ROOT
 
 # From here on these modules check every annotated shape and dtype when a function is called.
 CHECKED = ["linear_cde", "kernels.shared_flows", "kernels.token_cde", "data_dir.datasets"]
@@ -23,6 +27,14 @@ if find_spec("jax"):
 if find_spec("torch"):
     CHECKED += ["torch_layers", "torch_sequence_models", "experiments.ssm_training"]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# Tests may be started in the background of a shell, which has Ctrl-C ignored, or by what ignores or
+# blocks other signals. Processes inherit that, so here it ends.
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -102,16 +114,41 @@ def mount_disk():
         yield mount
 
 
+# The command, but killed after an update as a scheduler kills it, at no moment of its choosing.
+KILLED_AT_A_STEP = """
+import os, signal, sys
+from experiments.training_loop import Progress
+from run_experiment import main
+
+def count_and_die(progress, loss):
+    add_loss(progress, loss)
+    if progress.step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+add_loss, Progress.add_loss = Progress.add_loss, count_and_die
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.fixture
-def wait_for_checkpoint():
-    """Wait until a run in another process has saved a checkpoint of a step or a later one."""
+def killed_at_step():
+    """Do a run in another process, and kill it right after a step; not at a time, which varies."""
 
-    def wait(results_dir: Path, step: int, process: subprocess.Popen) -> None:
-        while process.poll() is None:
-            found = (results_dir / "checkpoints").glob("*/step_*.json")
-            if max((int(path.stem.removeprefix("step_")) for path in found), default=0) >= step:
-                return
-            time.sleep(0.01)
-        raise AssertionError("the run ended before it was killed")
+    def kill(step: int, words: Sequence[str], **environment: str) -> None:
+        command = [sys.executable, "-c", KILLED_AT_A_STEP, str(step), *words]
+        settings = {"cwd": ROOT, "env": os.environ | environment, "text": True}
+        done = subprocess.run(command, capture_output=True, **settings)
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
-    return wait
+    return kill
+
+
+@pytest.fixture(autouse=True)
+def no_process_left():
+    """End what a test that failed has left, so that it disturbs no other."""
+    yield
+    for process in walks.STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    walks.STARTED.clear()

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_dir.a5_dataset import load_word_problem, read_csv, split
 from data_dir.finite_groups import group
 from data_dir.generate_a5_dataset import distinct_sequences, main, make_sequences, write_dataset
 from harness.errors import DataError
+from harness.paths import ROOT
 
 SCRIPT = Path(generate_a5_dataset.__file__).resolve()
 A5 = group("A5")
@@ -429,21 +429,53 @@ def test_a_full_disk_leaves_no_file_and_no_temporary_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# The script, but it says when it has written a part of the file, and goes no further.
+HALF_WRITER = """
+import runpy, sys, time
+from contextlib import contextmanager
+from harness import atomic_files
+
+class Half:
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, data):
+        self.file.write(data)
+        self.file.flush()
+        print("written", flush=True)
+        time.sleep(1000)
+
+@contextmanager
+def half_written(path):
+    with atomic_write(path) as file:
+        yield Half(file)
+
+atomic_write, atomic_files.atomic_write = atomic_files.atomic_write, half_written
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_a_stopped_writer_leaves_no_half_file(tmp_path, how, code):
-    arguments = ["--lengths", "20", "--samples", "300000", "--output", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        while process.poll() is None and not any(
-            file.stat().st_size for file in tmp_path.iterdir()
-        ):
-            time.sleep(0.001)
+    command = [sys.executable, "-c", HALF_WRITER, SCRIPT, "--lengths", "2", "--output", tmp_path]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline().endswith("written\n"), process.communicate()
+        (half,) = tmp_path.iterdir()
+        assert half.name != "A5=2.csv" and half.stat().st_size
         process.send_signal(how)
-        process.communicate(timeout=20)
+        process.communicate()
     assert process.returncode == code
-    assert not (tmp_path / "A5=20.csv").exists()
-    if how != signal.SIGKILL:  # which no program can answer
-        assert list(tmp_path.iterdir()) == []
+    # What SIGKILL leaves, which no program can answer, does not have the name.
+    assert list(tmp_path.iterdir()) == ([half] if how == signal.SIGKILL else [])
+
+
+def test_a_file_that_is_there_is_read_without_a_lock(tmp_path, monkeypatch):
+    """As from a folder that cannot be written."""
+    write_dataset(tmp_path / "A5=2.csv", A5, 2, 50, 1)
+    monkeypatch.setattr(a5_dataset, "waiting", None)
+    assert len(load_word_problem(tmp_path, A5, 2, samples=50)[0]) == 50

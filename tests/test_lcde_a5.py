@@ -2,10 +2,6 @@
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +27,7 @@ from experiments.lcde_training import (
 )
 from experiments.training_loop import DataOrder, Schedule, train
 from harness.checkpoints import Checkpoints
-from harness.paths import CONFIG_FOLDER, ROOT
+from harness.paths import CONFIG_FOLDER
 from linear_cde import A5LinearCDE, drop
 from run_experiment import main
 
@@ -175,6 +171,14 @@ def test_a_run_that_diverges_says_so(tmp_path):
     assert history.steps == [0]
 
 
+def test_checkpoints_name_parameters_and_moments_by_their_place():
+    training = Training(small_model(8), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, jr.key(0))
+    names = training.arrays().keys()
+    assert {"model.embedding", "model.out.weight"} <= names
+    assert {"moments.0.mu.embedding", "moments.0.nu.out.weight"} <= names
+    assert len(names) == len(jax.tree.leaves(eqx.filter(training.state, eqx.is_array)))
+
+
 TINY = {
     "hidden_dim": 8,
     "samples": 2000,
@@ -201,20 +205,16 @@ def results_of(folder):
     return steps, accuracies, record
 
 
-def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, wait_for_checkpoint):
+@pytest.mark.processes
+def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_at_step):
     assert main(tiny_run(tmp_path, tmp_path / "whole")) == 0
     killed = tmp_path / "killed"
-    command = [sys.executable, ROOT / "run_experiment.py", *tiny_run(tmp_path, killed)]
     # The same program compiled once: every start would spend most of its time on that.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    settings = {"env": {**os.environ, **cache}, "stderr": subprocess.DEVNULL}
-    for kill in (1, 2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **settings)
-        wait_for_checkpoint(killed, step=120 * kill, process=process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    for step in (127, 251):  # some steps after a checkpoint
+        killed_at_step(step, tiny_run(tmp_path, killed), **cache)
         assert results_of(killed)[2]["outcome"] == "under way"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **settings)
+    assert main(tiny_run(tmp_path, killed)) == 0
     steps, accuracies, record = results_of(tmp_path / "whole")
     again = results_of(killed)
     assert np.array_equal(steps, [0, 100, 200, 300, 400])

@@ -207,7 +207,6 @@ def look_at(text: str, folder: Path, dark: bool) -> tuple[list[dict], str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
     )
     found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)[1]
     return json.loads(html.unescape(found)), done.stderr

@@ -294,18 +294,14 @@ def test_a_disk_that_fills_up_keeps_the_runs_before(jax, command, results_dir, m
     assert "3 runs: 1 done, 2 missing, 0 not needed, 0 conflict" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on(jax, command, results_dir, capsys):
-    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, SCRIPT, *command(solver="scan", runs=5000)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, inherited)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *command(solver="scan", runs=5000)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     with process:
         while not (results_dir / RESULT).exists() and process.poll() is None:
             time.sleep(0.05)

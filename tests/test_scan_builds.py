@@ -18,6 +18,8 @@ from kernels import selective_scan as module
 from kernels.csrc import build
 from kernels.selective_scan import choose_backend
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = """
 import json, os, sys
 import torch
@@ -40,7 +42,7 @@ def start(body: str, **environment) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[dict, str]:
-    output, errors = process.communicate(timeout=600)
+    output, errors = process.communicate()
     assert process.returncode == 0, errors
     return json.loads(output), errors
 

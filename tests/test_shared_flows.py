@@ -1,7 +1,7 @@
 """Features by shared flows are the features path by path, wherever sharing is chosen."""
 
-import time
 from functools import partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -126,18 +126,20 @@ def test_progress_counts_every_interval_once(jax, composition, compose):
     assert sum(advanced) == composition[2].size
 
 
-def test_an_interrupt_ends_the_other_threads(composition):
-    advanced = []
+@pytest.mark.processes
+def test_an_interrupt_ends_the_other_threads(composition, monkeypatch):
+    stop, advanced = Event(), []
+    monkeypatch.setattr(shared_flows, "Event", lambda: stop)
 
     def advance(intervals: int) -> None:
         if intervals == 120:
             raise KeyboardInterrupt
         advanced.append(intervals)
-        time.sleep(0.05)
+        stop.wait()
 
     with pytest.raises(KeyboardInterrupt):
         compose_by_group(*composition, 120, 2, advance)
-    assert len(advanced) < 20
+    assert len(advanced) <= 1  # of 20; none if it had not begun
 
 
 def test_a_thread_for_each_batch_leaves_blas_one(composition):

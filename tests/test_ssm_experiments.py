@@ -1,10 +1,6 @@
 """The sequence models' training and search: what a step is, what an evaluation counts, resuming."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,7 +21,7 @@ from experiments.ssm_training import (
     run_seed,
 )
 from experiments.training_loop import DataOrder
-from harness.paths import CONFIG_FOLDER, ROOT
+from harness.paths import CONFIG_FOLDER
 from run_experiment import main
 from torch_layers import Dropout
 from torch_sequence_models import GatedBlock, ResidualBlock
@@ -174,8 +170,16 @@ def test_restored_training_goes_on_bit_for_bit():
         first.update(step)
     second.restore(first.arrays())
     assert [second.update(step) for step in range(3, 6)] == losses[3:]
-    for mine, expected in zip(second.arrays(), whole.arrays(), strict=True):
-        assert np.array_equal(mine, expected)
+    assert second.arrays().keys() == whole.arrays().keys()
+    for name, expected in whole.arrays().items():
+        assert np.array_equal(second.arrays()[name], expected)
+
+
+def test_checkpoints_name_parameters_and_moments_as_the_model_does():
+    fresh = training()
+    names = [name for name, _ in fresh.model.named_parameters()]
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    assert list(fresh.arrays()) == [*names, *(f"adam.{n}.{m}" for n in names for m in moments)]
 
 
 def test_dropout_of_a_step_depends_on_the_step_alone():
@@ -248,20 +252,16 @@ def test_the_search_stops_deepening_and_lengthening_as_the_paper_did(tmp_path, c
     assert "6 runs: 2 done, 0 missing, 4 not needed, 0 conflict" in capsys.readouterr().out
 
 
-def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, wait_for_checkpoint):
+@pytest.mark.processes
+def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_at_step):
     flags = ["-n", "Mamba", "-l", "4", "-d", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     assert main(tiny_a5(whole, *flags)) == 0
     killed.mkdir()
-    command = [sys.executable, ROOT / "run_experiment.py", *tiny_a5(killed, *flags)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for step in (60, 140):
-        process = subprocess.Popen(command, **quiet)
-        wait_for_checkpoint(killed / "results", step, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, **quiet)
+    for step in (67, 149):  # some steps after a checkpoint
+        killed_at_step(step, tiny_a5(killed, *flags))
+    assert main(tiny_a5(killed, *flags)) == 0
     records = [record_of(folder, "Mamba", 4, 1) for folder in (whole, killed)]
     assert records[0]["files"] == records[1]["files"]
     assert records[0]["history"]["train_loss"] == records[1]["history"]["train_loss"]

@@ -28,10 +28,10 @@ class Walk:
         return self.updates
 
     def arrays(self):
-        return [np.array([self.total, self.updates])]
+        return {"place": np.array([self.total, self.updates])}
 
     def restore(self, arrays):
-        self.total, self.updates = map(float, arrays[0])
+        self.total, self.updates = map(float, arrays["place"])
 
 
 class Explosive(Walk):
@@ -108,7 +108,7 @@ def test_a_wish_to_stop_is_met_after_the_step_with_a_checkpoint(tmp_path):
     stop, checkpoints = Stop(), Checkpoints(tmp_path / "stopped", {})
     with pytest.raises(KeyboardInterrupt):
         train(Stopped(stop), SCHEDULE, checkpoints, "updates", stop=stop)
-    assert checkpoints.load().state["step"] == 7
+    assert checkpoints.load(Walk().arrays()).state["step"] == 7
     again, _ = train(Walk(), SCHEDULE, checkpoints, "updates")
     assert (again.metric, again.train_loss) == (whole.metric, whole.train_loss)
 

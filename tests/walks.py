@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from harness.locks import Lock
 from harness.paths import ROOT
 
 LIGHT_EXPERIMENT = Path(__file__).with_name("light_experiment")
@@ -20,6 +22,8 @@ SETTINGS = {
     "checkpoint_interval": 10,
     "stop_accuracy": 1.0,
 }
+# Those that a test may have left.
+STARTED: list[subprocess.Popen] = []
 
 
 def walk_words(folder: Path, *words, **settings) -> list:
@@ -37,11 +41,33 @@ def environment(**variables) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 
-def start(folder: Path, *words, variables=None, **settings) -> subprocess.Popen:
-    """Start it in a process of its own."""
-    command = [sys.executable, ROOT / "run_experiment.py", *walk_words(folder, *words, **settings)]
+def start(folder: Path, *words, variables=None, through=(), **settings) -> subprocess.Popen:
+    """Start it in a process of its own; through: a command that is given this one."""
+    command = [
+        *through,
+        sys.executable,
+        ROOT / "run_experiment.py",
+        *walk_words(folder, *words, **settings),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(**(variables or {})), **pipes)
+    process = subprocess.Popen(command, env=environment(**(variables or {})), **pipes)
+    STARTED.append(process)
+    return process
+
+
+def start_held(folder: Path, step: int, *words, variables=None, **settings) -> subprocess.Popen:
+    """Start it, and return once it waits before a step, where it stays until it is let go."""
+    held = {"HOLD": f"{step}:{folder / 'held'}"}
+    process = start(folder, *words, variables={**held, **(variables or {})}, **settings)
+    while not (folder / "held").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def let_go(folder: Path) -> None:
+    """Let a run that is held go on."""
+    (folder / "held").unlink()
 
 
 def finish(folder: Path, *words, variables=None, **settings) -> subprocess.CompletedProcess:
@@ -67,16 +93,12 @@ def results(folder: Path) -> dict[str, object]:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint of any run, 0 without any."""
-    found = (folder / "results" / "checkpoints").glob("*/step_*.json")
+    found = (folder / "results" / "checkpoints").glob("*/step_*.npz")
     return max((int(path.stem.removeprefix("step_")) for path in found), default=0)
 
 
 def worker_pids(folder: Path) -> list[int]:
     """The processes that hold a run's lock."""
-    pids = []
-    for path in (folder / "results" / "locks").glob("*"):
-        try:
-            pids.append(json.loads(path.read_text())["pid"])
-        except (FileNotFoundError, ValueError):
-            continue  # just released, or being written
-    return pids
+    files = (folder / "results" / "locks").glob("*.lock")
+    owners = (Lock(path.parent, path.name.removesuffix(".lock")).holder() for path in files)
+    return [int(words.split()[1]) for words in owners if words and words.startswith("process ")]

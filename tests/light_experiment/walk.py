@@ -1,6 +1,8 @@
 """A run without a framework: a random walk that is trained and resumed like a model."""
 
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +11,8 @@ from harness.errors import DataError
 from harness.records import provenance
 
 STEP_S = 0.002
+# A step before which it waits, and a file: made when it does, until it is gone.
+HOLD_STEP, _, HOLD_FILE = os.environ.get("HOLD", "").partition(":")
 
 
 class Walk:
@@ -19,6 +23,10 @@ class Walk:
 
     def update(self, step):
         time.sleep(STEP_S)
+        if str(step) == HOLD_STEP:
+            Path(HOLD_FILE).touch()
+            while Path(HOLD_FILE).exists():
+                time.sleep(STEP_S)
         move = np.random.default_rng([*self.seed, step]).normal(size=len(self.place))
         self.place = 0.9 * self.place + move
         return float(np.mean(move**2))
@@ -27,10 +35,10 @@ class Walk:
         return float(np.mean(self.place > 0))
 
     def arrays(self):
-        return [self.place]
+        return {"place": self.place}
 
     def restore(self, arrays):
-        (self.place,) = arrays
+        self.place = arrays["place"]
 
 
 def run(config, runs, data_dir, device):

@@ -16,6 +16,8 @@ import walks
 from harness.paths import CONFIG_FOLDER, ROOT
 from run_experiment import main
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).with_name("cluster.sh")
 # The PyTorch wing, as small as it goes.
 TINY = {

@@ -10,7 +10,7 @@ import pytest
 from harness import queue
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
-from harness.locks import Lock
+from harness.locks import Lock, this_process
 from harness.queue import claimed_runs, remove_leftovers, run_lock
 from harness.records import NOT_NEEDED, UNDER_WAY, Run, Status, run_state, save_run
 from harness.stopping import Stop
@@ -60,7 +60,7 @@ def test_a_run_that_another_holds_is_passed_over_by_its_owners_name(runs, capsys
     other.try_acquire()
     with claims(runs) as todo:
         assert [run.label for run in todo] == ["run 0", "run 2"]
-    assert f"run 1: passed over, held by {other.owner.words}" in capsys.readouterr().out
+    assert f"run 1: passed over, held by {this_process()}" in capsys.readouterr().out
 
 
 def test_others_runs_are_waited_for_and_done_here_only_if_they_were_not_there(runs, monkeypatch):
@@ -71,8 +71,7 @@ def test_others_runs_are_waited_for_and_done_here_only_if_they_were_not_there(ru
     def meanwhile(seconds):
         finish(runs[0])
         for lock in (finishes, gives_up):
-            if lock.number:
-                lock.release()
+            lock.release()
 
     monkeypatch.setattr(queue.time, "sleep", meanwhile)
     with claims(runs, wait=True) as todo:
@@ -127,8 +126,7 @@ def test_a_run_whose_lock_was_taken_saves_nothing(runs):
         finish(run, UNDER_WAY)
         before = run.record.read_bytes()
         taker = Lock(run.record.parents[1] / "locks", run.record.stem)
-        for path in taker.folder.iterdir():
-            path.unlink()
+        taker.path.unlink()
         assert taker.try_acquire() is None
         with pytest.raises(LockLostError, match="went to process"):
             finish(run)
@@ -149,7 +147,7 @@ def test_what_a_killed_process_was_writing_is_removed(runs):
 
 def test_checkpoints_of_a_run_that_was_saved_before_its_process_was_killed_are_removed(runs):
     for run in runs:
-        Checkpoints(checkpoint_folder(run), run.config).save(1, [np.ones(1)], {})
+        Checkpoints(checkpoint_folder(run), run.config).save(1, {"place": np.ones(1)}, {})
     finish(runs[0])
     finish(runs[1], UNDER_WAY)
     remove_leftovers(runs)
@@ -164,3 +162,19 @@ def test_a_stop_between_runs_ends_them_with_no_lock_left(runs):
             stop.number = 15
     assert done == ["run 0"]
     assert [run_lock(run).holder() for run in runs] == [None, None, None]
+
+
+def test_ctrl_c_between_the_taking_of_a_lock_and_its_use_leaves_it_free(runs, monkeypatch):
+    take, taken = Lock.try_acquire, []
+
+    def interrupted_at_the_end(lock):
+        taken.append(lock)
+        assert take(lock) is None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "try_acquire", interrupted_at_the_end)
+        with pytest.raises(KeyboardInterrupt), claims(runs) as todo:
+            next(todo)
+    assert len(taken) == 1 and not taken[0].path.exists()
+    assert run_lock(runs[0]).try_acquire() is None
