@@ -6,6 +6,7 @@ dropout draws from one too; no layer reads the global one.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -129,7 +130,33 @@ def log_uniform_steps(width: int, generator: torch.Generator) -> Float[Tensor, "
     return draws.exp().clamp(min=SMALLEST_STEP)
 
 
-class S4Recurrence(nn.Module):
+class KeepsComplex(nn.Module):
+    """A module whose complex parameters survive conversion: `to`, `half`, `double`, `cuda`.
+
+    PyTorch's own conversion to a real dtype drops imaginary parts. Here both parts are converted;
+    below float32, where PyTorch computes with no complex numbers, they stay in it.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        return super()._apply(lambda tensor: _convert(fn, tensor), recurse)
+
+
+def _convert(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    if not tensor.is_complex():
+        return fn(tensor)
+    parts = torch.view_as_real(tensor)
+    converted = fn(parts)
+    if converted.dtype.itemsize < torch.float32.itemsize:
+        converted = parts.to(converted.device)
+    return torch.view_as_complex(converted)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half-precision tensors in float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class S4Recurrence(KeepsComplex):
     """S4 with a diagonal A: one complex linear system of n states for each channel.
 
     x_l = exp(Delta A) x_{l-1} + Delta B u_l, y_l = 2 Re(C x_l) + D u_l, A = -exp(a) + i b. It is
@@ -159,27 +186,33 @@ class S4Recurrence(nn.Module):
         self.log_step = nn.Parameter(log_uniform_steps(width, generator).log())
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """The output at every position."""
-        u = x.transpose(1, 2)
-        A = torch.complex(-self.log_real.exp(), self.imaginary)
-        step = self.log_step.exp()
-        if self.mode == "convolution":
-            if self.softplus_step:
-                step = nn.functional.softplus(step)
-            kernel = s4_kernel(step, A, self.B * self.C, x.shape[1])
-            return (causal_convolution(u, kernel) + self.D[:, None] * u).transpose(1, 2)
+        """The output at every position, in x's dtype; computed in float32 at least."""
+        with torch.autocast(x.device.type, enabled=False):
+            u = at_least_float32(x).transpose(1, 2)
+            parts = map(at_least_float32, (self.log_real, self.imaginary, self.D, self.log_step))
+            log_real, imaginary, D, log_step = parts
+            A, step = torch.complex(-log_real.exp(), imaginary), log_step.exp()
+            y = (
+                self.convolve(u, step, A, D)
+                if self.mode == "convolution"
+                else self.scan(u, step, A, D)
+            )
+        return y.transpose(1, 2).to(x.dtype)
+
+    def convolve(self, u: Tensor, step: Tensor, A: Tensor, D: Tensor) -> Float[Tensor, "b d l"]:
+        """The system as a causal convolution of u (b, d, l)."""
+        if self.softplus_step:
+            step = nn.functional.softplus(step)
+        kernel = s4_kernel(step, A, self.B * self.C, u.shape[2])
+        return causal_convolution(u, kernel) + D[:, None] * u
+
+    def scan(self, u: Tensor, step: Tensor, A: Tensor, D: Tensor) -> Float[Tensor, "b d l"]:
+        """The same, position by position."""
         delta = step[None, :, None].expand_as(u)
-        y = selective_scan(
-            u,
-            delta,
-            A,
-            self.B,
-            self.C,
-            self.D,
-            delta_softplus=self.softplus_step,
-            backend=self.backend,
+        softplus, backend = self.softplus_step, self.backend
+        return selective_scan(
+            u, delta, A, self.B, self.C, D, delta_softplus=softplus, backend=backend
         )
-        return y.transpose(1, 2)
 
 
 def _complex_xavier(width: int, states: int, generator: torch.Generator) -> Tensor:
@@ -215,11 +248,11 @@ class MambaRecurrence(nn.Module):
         y = selective_scan(
             x.transpose(1, 2),
             self.step.weight @ delta,
-            -self.log_A.exp(),
+            -at_least_float32(self.log_A).exp(),
             B,
             C,
-            self.D,
-            delta_bias=self.step.bias,
+            at_least_float32(self.D),
+            delta_bias=at_least_float32(self.step.bias),
             delta_softplus=True,
             backend=self.backend,
         )
@@ -230,11 +263,14 @@ def s5_layer(width: int, states: int, generator: torch.Generator) -> nn.Module:
     """`S5(width, states)` of s5-pytorch, drawn from the generator."""
     from s5 import S5
 
+    class S5Layer(KeepsComplex, S5):
+        """s5-pytorch's layer, whose complex parameters survive conversion."""
+
     # Its constructor draws from the global generator, which is put back as it was.
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return S5(width, states)
+        return S5Layer(width, states)
 
 
 def make_layer(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torch_layers import Dropout, PositionalEncoding, linear
+from torch_layers import Dropout, KeepsComplex, PositionalEncoding, linear
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +45,7 @@ class GatedBlock(nn.Module):
         return self.norm(x + self.dropout(gated))
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(KeepsComplex):
     """Input layer, blocks, output layer; `pool`: the mean over positions before the output."""
 
     def __init__(

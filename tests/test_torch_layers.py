@@ -192,3 +192,56 @@ def test_linear_starts_as_pytorchs():
     for values in (layer.weight, layer.bias):
         assert values.abs().max() <= 1 / 20
     assert float(layer.weight.std()) == pytest.approx(1 / 20 / math.sqrt(3), rel=0.02)
+
+
+CONVERSIONS = {
+    "to(float32)": lambda m: m.to(torch.float32),
+    "float()": lambda m: m.float(),
+    "to(cpu)": lambda m: m.to("cpu"),
+    "half() and back": lambda m: m.half().float(),
+    "bfloat16() and back": lambda m: m.bfloat16().float(),
+    "double() and back": lambda m: m.double().float(),
+}
+
+
+def complex_layers():
+    return {
+        "S4": S4Recurrence(16, 8, "convolution", True, "reference", generator()),
+        "S5": s5_layer(16, 8, generator()),
+    }
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+@pytest.mark.parametrize("name", ["S4", "S5"])
+def test_complex_parameters_survive_conversion(name, conversion):
+    layer, converted = complex_layers()[name], CONVERSIONS[conversion](complex_layers()[name])
+    for before, after in zip(layer.parameters(), converted.parameters(), strict=True):
+        assert after.dtype == before.dtype
+        if before.is_complex():
+            assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("mode", ["convolution", "scan"])
+def test_a_converted_s4_computes_what_it_did(mode):
+    x = torch.randn(2, 12, 16, generator=generator())
+    plain = S4Recurrence(16, 8, mode, True, "reference", generator())(x)
+    layer = S4Recurrence(16, 8, mode, True, "reference", generator())
+    assert torch.equal(layer.to(torch.float32)(x), plain)
+    # float32's rounding of states that add up 12 positions.
+    torch.testing.assert_close(layer.double()(x.double()).float(), plain, rtol=1e-4, atol=1e-5)
+    halved = layer.half()(x.half())
+    assert halved.dtype == torch.float16
+    torch.testing.assert_close(halved.float(), plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["convolution", "scan"])
+def test_under_autocast_s4_computes_in_float32_and_its_gradients_too(mode):
+    x = torch.randn(2, 12, 16, generator=generator(), requires_grad=True)
+    layer = S4Recurrence(16, 8, mode, True, "reference", generator())
+    plain = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = layer(x)
+        assert torch.equal(inside, plain)
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+        (gradient,) = torch.autograd.grad(inside.sum(), x)
+    assert torch.equal(gradient, torch.autograd.grad(plain.sum(), x)[0])
