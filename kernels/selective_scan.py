@@ -1,6 +1,6 @@
 """The selective scan: a bank of diagonal linear recurrences whose steps follow the input.
 
-Letters: B sequences, D channels, L positions, N states of a channel. For every channel
+Axes: b sequences, d channels, l positions, n states of a channel. For every channel
 
     x_t = exp(delta_t A) x_{t-1} + delta_t B_t u_t,    y_t = C_t . x_t + D u_t
 
@@ -10,7 +10,6 @@ with constant B and C the diagonal S4. Three implementations: the CUDA kernel of
 in `csrc` on a CPU, and the loop over positions below.
 """
 
-import functools
 import warnings
 from collections.abc import Callable
 
@@ -31,21 +30,21 @@ ROW_MULTIPLE = 16
 
 
 def selective_scan(
-    u: Float[Tensor, "B D L"],
-    delta: Float[Tensor, "B D L"],
-    A: Inexact[Tensor, "D N"],
-    B: Inexact[Tensor, "D N"] | Inexact[Tensor, "B N L"],
-    C: Inexact[Tensor, "D N"] | Inexact[Tensor, "B N L"],
-    D: Float[Tensor, " D"] | None = None,
-    z: Float[Tensor, "B D L"] | None = None,
-    delta_bias: Float[Tensor, " D"] | None = None,
+    u: Float[Tensor, "b d l"],
+    delta: Float[Tensor, "b d l"],
+    A: Inexact[Tensor, "d n"],
+    B: Inexact[Tensor, "d n"] | Inexact[Tensor, "b n l"],
+    C: Inexact[Tensor, "d n"] | Inexact[Tensor, "b n l"],
+    D: Float[Tensor, " d"] | None = None,
+    z: Float[Tensor, "b d l"] | None = None,
+    delta_bias: Float[Tensor, " d"] | None = None,
     delta_softplus: bool = False,
     backend: str = "auto",
-) -> Float[Tensor, "B D L"]:
+) -> Float[Tensor, "b d l"]:
     """Scan every channel, with the meaning of mamba-ssm's `selective_scan_fn`.
 
     u and all real arguments are float32, or all float64; A, B and C are real, or all complex of
-    the same precision. B and C are constant (D, N) or follow the input (B, N, L). The step is
+    the same precision. B and C are constant (d, n) or follow the input (b, n, l). The step is
     delta + delta_bias, through softplus if delta_softplus; z gates the output, y silu(z).
     `backend` as in `choose_backend`. The backends 'cpp' and 'mamba_ssm' differentiate once.
     Raises: ValueError, naming the argument; and what `choose_backend` raises.
@@ -59,14 +58,13 @@ def selective_scan(
     return y if z is None else y * silu(z)
 
 
-# A compiled model keeps the choice made while it was traced.
-@torch.compiler.assume_constant_result
 def choose_backend(device: str, backend: str = "auto", dtype: torch.dtype = torch.float32) -> str:
     """The implementation that `selective_scan` uses on a type of device: 'cpu', 'cuda', ...
 
     'auto' takes mamba-ssm's kernel where the tensors are CUDA's and float32 and it is installed,
     the C++ on a CPU (compiled on first use), and the reference otherwise; without a compiler it
-    warns and takes the reference.
+    warns and takes the reference. Before torch.compile traces a scan, its backend has to be chosen
+    once in the process.
     Raises: UnavailableError, when a backend asked for by name is missing, with the command that
     installs it; ValueError, when it cannot compute on such tensors; CompilationError.
     """
@@ -81,18 +79,25 @@ def choose_backend(device: str, backend: str = "auto", dtype: torch.dtype = torc
         return next(name for name in fits if fits[name] and _usable(name))
     if not fits[backend]:
         raise ValueError(f"backend {backend!r} does not compute on {device} in {dtype}")
-    PREPARE[backend]()
+    _prepare(backend)
     return backend
+
+
+def _prepare(backend: str) -> None:
+    """Once in a process, so that torch.compile has nothing to trace here but a set."""
+    if backend not in READY:
+        PREPARE[backend]()
+        READY.add(backend)
 
 
 def _usable(backend: str) -> bool:
     try:
-        PREPARE[backend]()
+        _prepare(backend)
     except UnavailableError as error:
         if backend == "cpp":
             warnings.warn(
                 f"{error}. Until then the selective scan is a loop in PyTorch: about 15 times "
-                "slower, and its memory for training grows with B D L N (gigabytes at the paper's "
+                "slower, and its memory for training grows with b d l n (gigabytes at the paper's "
                 "sizes).",
                 stacklevel=3,
             )
@@ -111,17 +116,17 @@ def _check_arguments(
     delta_bias: Tensor | None,
 ) -> None:
     if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(f"u: expected shape (B, D, L), none of them 0, found {tuple(u.shape)}")
+        raise ValueError(f"u: expected shape (b, d, l), none of them 0, found {tuple(u.shape)}")
     if u.dtype not in COMPLEX:
         raise ValueError(f"u: expected float32 or float64, found {u.dtype}")
     if A.ndim != 2 or 0 in A.shape:
-        raise ValueError(f"A: expected shape (D, N), none of them 0, found {tuple(A.shape)}")
+        raise ValueError(f"A: expected shape (d, n), none of them 0, found {tuple(A.shape)}")
     batch, channels, length = u.shape
     states = A.shape[1]
-    like_u = {"(B, D, L)": (batch, channels, length)}
-    constant = {"(D, N)": (channels, states)}
-    either = {**constant, "(B, N, L)": (batch, states, length)}
-    vector = {"(D,)": (channels,)}
+    like_u = {"(b, d, l)": (batch, channels, length)}
+    constant = {"(d, n)": (channels, states)}
+    either = {**constant, "(b, n, l)": (batch, states, length)}
+    vector = {"(d,)": (channels,)}
     real, complex_or_real = (u.dtype,), (u.dtype, COMPLEX[u.dtype])
     for name, tensor, shapes, dtypes in (
         ("delta", delta, like_u, real),
@@ -169,7 +174,7 @@ def _scan_reference(
     ys = []
     steps = zip(delta.unbind(-1), (delta * u).unbind(-1), Bs, Cs, strict=True)
     for delta_t, input_t, B_t, C_t in steps:
-        decay = (delta_t[..., None] * A).exp_()  # (B, D, N)
+        decay = (delta_t[..., None] * A).exp_()  # (b, d, n)
         x = (input_t[..., None] * B_t).addcmul_(decay, x)
         ys.append(torch.einsum(product, x, C_t))
     y = torch.stack(ys, dim=-1)
@@ -205,7 +210,7 @@ def _scan_cpp(
 
 
 def _state_rows(x: Tensor) -> Tensor:
-    """(D, N) or (B, N, L) to (D, P, M) or (B, L, P, M): P parts of M states, zeros after N."""
+    """(d, n) or (b, n, l) to (d, p, m) or (b, l, p, m): p parts of m states, zeros after n."""
     if x.ndim == 3:
         x = x.transpose(1, 2)
     if x.is_complex():
@@ -215,7 +220,6 @@ def _state_rows(x: Tensor) -> Tensor:
     return pad(x, (0, -x.shape[-1] % ROW_MULTIPLE))
 
 
-@functools.cache
 def _prepare_cpp() -> None:
     """Load the operators; tell PyTorch the shapes of their outputs, and their derivative."""
     load_operators()
@@ -290,7 +294,7 @@ def _scan_mamba_ssm(
 
 
 def _interleaved(x: Tensor) -> Tensor:
-    """Complex (B, N, L) to real (B, N, 2 L), real and imaginary parts in turn; others unchanged."""
+    """Complex (b, n, l) to real (b, n, 2 l), real and imaginary parts in turn; others unchanged."""
     if x.ndim == 2 or not x.is_complex():
         return x
     return torch.view_as_real(x.resolve_conj()).flatten(-2)
@@ -312,3 +316,4 @@ PREPARE: dict[str, Callable[[], object]] = {
     "cpp": _prepare_cpp,
     "reference": lambda: None,
 }
+READY: set[str] = set()

@@ -267,15 +267,15 @@ def test_a_compiled_model_computes_the_same(case):
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("u", torch.zeros(2, 3), r"u: expected shape \(B, D, L\).*found \(2, 3\)"),
+        ("u", torch.zeros(2, 3), r"u: expected shape \(b, d, l\).*found \(2, 3\)"),
         ("u", torch.zeros(2, 3, 4, dtype=torch.int32), "u: expected float32 or float64"),
         ("u", torch.zeros(2, 3, 0), "u: expected .* none of them 0"),
         ("delta", torch.zeros(2, 3, 5), r"delta: .*\(2, 3, 4\), found \(2, 3, 5\)"),
         ("delta", torch.zeros(2, 3, 4).double(), "delta: expected torch.float32, found"),
-        ("A", torch.zeros(3), r"A: expected shape \(D, N\)"),
+        ("A", torch.zeros(3), r"A: expected shape \(d, n\)"),
         ("A", torch.zeros(4, 5), r"A: .*\(3, 5\), found \(4, 5\)"),
         ("A", torch.zeros(3, 5).cfloat(), "B: expected torch.complex64, found torch.float32"),
-        ("B", torch.zeros(2, 4, 5), r"B: .*\(3, 5\) or \(B, N, L\) = \(2, 5, 4\), found"),
+        ("B", torch.zeros(2, 4, 5), r"B: .*\(3, 5\) or \(b, n, l\) = \(2, 5, 4\), found"),
         ("C", torch.zeros(5, 3), r"C: .*found \(5, 3\)"),
         ("D", torch.zeros(4), r"D: .*\(3,\), found \(4,\)"),
         ("z", torch.zeros(2, 4, 3), r"z: .*found \(2, 4, 3\)"),

@@ -1,13 +1,14 @@
 // The selective scan on a CPU, forward and backward; `selective_scan.py` says what it computes.
 //
-// Layout: u, delta, y (B, D, L), any strides. A, B, C hold the states last, as rows of P M numbers:
-// M states, a multiple of kPadding, in P = 1 part (real) or P = 2 (real parts, then imaginary).
-// A (D, P, M). B and C (D, P, M) if constant in time, (B, L, P, M) if they follow the input.
+// Layout: u, delta, y (b, d, l), any strides. A, B, C hold the states last, as rows of p m numbers:
+// m states, a multiple of kPadding, in p = 1 part (real) or p = 2 (real parts, then imaginary).
+// A (d, p, m). B and C (d, p, m) if constant in time, (b, l, p, m) if they follow the input. In the
+// code below these numbers are `batch`, `channels`, L, P and M.
 // C is conjugated by the caller: Re(C x) is then a dot product, whose gradients need no sign.
 //
 // A thread computes one channel at a time, block after block of its states. The states of a block
-// stay in registers over all L positions. The backward pass recomputes them into a scratch of O(L)
-// and then walks from the last position to the first: nothing of size B D L N ever exists.
+// stay in registers over all l positions. The backward pass recomputes them into a scratch of O(l)
+// and then walks from the last position to the first: nothing of size b d l n ever exists.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -430,15 +431,15 @@ class Scan {
 
 void check(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
            const Tensor& D, const Tensor& bias) {
-  TORCH_CHECK(u.dim() == 3 && delta.sizes() == u.sizes(), "u and delta must be (B, D, L)");
-  TORCH_CHECK(A.dim() == 3 && A.size(0) == u.size(1), "A must be (D, P, M)");
-  TORCH_CHECK(A.size(1) <= 2 && A.size(2) % kPadding == 0, "P is 1 or 2, M a multiple of 16");
+  TORCH_CHECK(u.dim() == 3 && delta.sizes() == u.sizes(), "u and delta must be (b, d, l)");
+  TORCH_CHECK(A.dim() == 3 && A.size(0) == u.size(1), "A must be (d, p, m)");
+  TORCH_CHECK(A.size(1) <= 2 && A.size(2) % kPadding == 0, "p is 1 or 2, m a multiple of 16");
   const at::DimVector following{u.size(0), u.size(2), A.size(1), A.size(2)};
   for (const Tensor& rows : {B, C})
     TORCH_CHECK(rows.sizes() == A.sizes() || rows.sizes() == following,
-                "B and C must be (D, P, M) or (B, L, P, M)");
+                "B and C must be (d, p, m) or (b, l, p, m)");
   for (const Tensor& vector : {D, bias})
-    TORCH_CHECK(vector.dim() == 1 && vector.size(0) == u.size(1), "D and the bias must be (D,)");
+    TORCH_CHECK(vector.dim() == 1 && vector.size(0) == u.size(1), "D and the bias must be (d,)");
   for (const Tensor& other : {delta, A, B, C, D, bias})
     TORCH_CHECK(other.scalar_type() == u.scalar_type(), "all arguments must have one dtype");
 }
