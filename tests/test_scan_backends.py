@@ -70,13 +70,26 @@ def test_without_its_tools_auto_warns_and_cpp_raises(monkeypatch, tmp_path, miss
 def test_mamba_ssm_is_called_as_it_documents(monkeypatch, case):
     calls = []
 
-    def stand_in(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    def stand_in(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+    ):
         """Decode what mamba-ssm documents: following complex B, C are real (b, n, 2 l)."""
-        calls.append((u, delta, B, C, D, z, delta_bias))
+        assert z is None
+        calls.append((u, delta, B, C, D, delta_bias))
         if A.is_complex() and B.ndim == 3:
             assert not B.is_complex() and not C.is_complex()
             B, C = (torch.complex(x[..., ::2].clone(), x[..., 1::2].clone()) for x in (B, C))
-        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, "reference")
+        options = delta_softplus, return_last_state, "reference"
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
 
     kernel, package = ModuleType("selective_scan_cuda"), ModuleType("mamba_ssm")
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
@@ -101,6 +114,14 @@ def test_mamba_ssm_is_called_as_it_documents(monkeypatch, case):
     assert all(x.dtype in (torch.float32, torch.complex64) for x in calls[0])
     with pytest.raises(ValueError, match="at most 256 states, found 257"):
         selective_scan(**draw(12, case, (1, 1, 1, 257), torch.float32))
+    continued = draw(12, case, (2, 3, 4, 5), torch.float32, requires_grad=True, states=True)
+    with pytest.raises(ValueError, match="initial_state: mamba-ssm's kernel takes none"):
+        selective_scan(**continued)
+    del continued["initial_state"]
+    y, last = selective_scan(**continued)
+    y.sum().backward()
+    with pytest.raises(NotImplementedError, match="does not differentiate the last state"):
+        last.abs().sum().backward()
 
 
 IMPORTED_AND_COMPILED = """
