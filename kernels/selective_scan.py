@@ -203,7 +203,7 @@ def _prepare_triton() -> None:
     except ImportError as error:
         raise UnavailableError(
             f"Triton is not installed ({error}): it comes with PyTorch's CUDA wheels for Linux, "
-            "pip install torch; beside another PyTorch, pip install triton==3.6.0"
+            "pip install torch; beside another PyTorch, pip install triton"
         ) from None
     if _interpreted():
         return
