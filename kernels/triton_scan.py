@@ -106,7 +106,8 @@ def _scan(
     parts = u.new_empty(_grid(u, A)[2], *u.shape)
     last, kept = torch.empty_like(initial), _kept(u, A, interval)
     tensors = [u, delta, A, B, C, initial, parts, last, kept]
-    scan_kernel[_grid(u, A)](*tensors, *u.shape[1:], interval, **constants(A, B, C, "forward"))
+    with torch.cuda.device_of(u):
+        scan_kernel[_grid(u, A)](*tensors, *u.shape[1:], interval, **constants(A, B, C, "forward"))
     return _total(parts), last, kept
 
 
@@ -129,7 +130,9 @@ def _scan_backward(
     scratch = A.new_empty(sequences, interval, *A.shape)
     d_initial = torch.empty_like(d_last)
     tensors = [dy, d_last, u, delta, A, B, C, kept, scratch, *parts, d_initial]
-    gradient_kernel[_grid(u, A)](*tensors, *u.shape[1:], interval, **constants(A, B, C, "backward"))
+    compiled_for = constants(A, B, C, "backward")
+    with torch.cuda.device_of(u):
+        gradient_kernel[_grid(u, A)](*tensors, *u.shape[1:], interval, **compiled_for)
     return *map(_total, parts), d_initial
 
 
