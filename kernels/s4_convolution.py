@@ -20,8 +20,9 @@ def s4_kernel(
     BC: Complex[Tensor, "d n"],
     length: int,
 ) -> Float[Tensor, "d l"]:
-    """k_j = 2 Re sum_n B_n C_n Delta exp(Delta A_n j), j = 0..l-1."""
-    return _ExponentialSum.apply(step[:, None] * A, 2 * step[:, None] * BC, length)
+    """k_j = 2 Re sum_n B_n C_n Delta exp(Delta A_n j), j = 0..l-1, in A's precision always."""
+    with torch.autocast(A.device.type, enabled=False):
+        return _ExponentialSum.apply(step[:, None] * A, 2 * step[:, None] * BC, length)
 
 
 def causal_convolution(
@@ -29,10 +30,11 @@ def causal_convolution(
 ) -> Float[Tensor, "b d l"]:
     """y_i = sum_{j <= i} k_{i-j} u_j, as a product with each channel's Toeplitz matrix.
 
-    Holds d l^2 numbers: at the paper's lengths 1.7 times faster than FFTs (20) to as fast
-    (100), by `benchmarks/s4.py`.
+    Computed in the kernel's dtype, under autocast too, and returned in u's. Holds d l^2 numbers: at
+    the paper's lengths 1.7 times faster than FFTs (20) to as fast (100), by `benchmarks/s4.py`.
     """
-    return _ToeplitzProduct.apply(u, kernel)
+    with torch.autocast(u.device.type, enabled=False):
+        return _ToeplitzProduct.apply(u.to(kernel.dtype), kernel).to(u.dtype)
 
 
 class _ExponentialSum(torch.autograd.Function):
