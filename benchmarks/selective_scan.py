@@ -2,12 +2,12 @@
 
 Forward and backward of the layer's operation, float32, real A, B and C that follow the input, step
 bias and softplus, as the Mamba layer calls it. In one process a size, in turn, medians. *usual*:
-the form of mamba-ssm's own fallback, which discretises all positions into (B, D, L, N) tensors and
+the form of mamba-ssm's own fallback, which discretises all positions into (b, d, l, n) tensors and
 then loops over them, differentiated by PyTorch; at toy size a minute each time, and 7 GiB. *lean*:
 the reference backend, a loop that discretises each position when its turn comes. Also: *usual*
 where the process keeps freed memory, without whose page faults it is up to 3 times faster; the
-forward pass against torch.exp alone over B D L N numbers; and the cost at twice each of B, D, L and
-N. Run it on an otherwise idle machine; about 10 minutes. The last line is one JSON object.
+forward pass against torch.exp alone over b d l n numbers; and the cost at twice each of b, d, l and
+n. Run it on an otherwise idle machine; about 10 minutes. The last line is one JSON object.
 
     python benchmarks/selective_scan.py [--sizes toy a5] [--repeats 3] [--tiny]
 """

@@ -1,8 +1,8 @@
 """The S4 layer's convolution: its kernel from A, B, C, and the causal product with the input.
 
 Both are operations with a gradient of their own, since what PyTorch would derive passes many more
-times over the (D, sqrt(L), N) powers and the (D, L, L) products. Letters: B sequences, L positions,
-D channels, N states of a channel. Once differentiable.
+times over the (d, sqrt(l), n) powers and the (d, l, l) products. Axes: b sequences, d channels,
+l positions, n states of a channel. Once differentiable.
 """
 
 import math
@@ -15,30 +15,32 @@ from torch.autograd.function import once_differentiable
 
 
 def s4_kernel(
-    step: Float[Tensor, " D"],
-    A: Complex[Tensor, "D N"],
-    BC: Complex[Tensor, "D N"],
+    step: Float[Tensor, " d"],
+    A: Complex[Tensor, "d n"],
+    BC: Complex[Tensor, "d n"],
     length: int,
-) -> Float[Tensor, "D L"]:
-    """k_l = 2 Re sum_n B_n C_n Delta exp(Delta A_n l), l = 0..L-1."""
-    return _ExponentialSum.apply(step[:, None] * A, 2 * step[:, None] * BC, length)
+) -> Float[Tensor, "d l"]:
+    """k_j = 2 Re sum_n B_n C_n Delta exp(Delta A_n j), j = 0..l-1, in A's precision always."""
+    with torch.autocast(A.device.type, enabled=False):
+        return _ExponentialSum.apply(step[:, None] * A, 2 * step[:, None] * BC, length)
 
 
 def causal_convolution(
-    u: Float[Tensor, "B D L"], kernel: Float[Tensor, "D L"]
-) -> Float[Tensor, "B D L"]:
-    """y_l = sum_{j <= l} k_{l-j} u_j, as a product with each channel's Toeplitz matrix.
+    u: Float[Tensor, "b d l"], kernel: Float[Tensor, "d l"]
+) -> Float[Tensor, "b d l"]:
+    """y_i = sum_{j <= i} k_{i-j} u_j, as a product with each channel's Toeplitz matrix.
 
-    Holds D L^2 numbers: at the paper's lengths 1.7 times faster than FFTs (20) to as fast
-    (100), by `benchmarks/s4.py`.
+    Computed in the kernel's dtype, under autocast too, and returned in u's. Holds d l^2 numbers: at
+    the paper's lengths 1.7 times faster than FFTs (20) to as fast (100), by `benchmarks/s4.py`.
     """
-    return _ToeplitzProduct.apply(u, kernel)
+    with torch.autocast(u.device.type, enabled=False):
+        return _ToeplitzProduct.apply(u.to(kernel.dtype), kernel).to(u.dtype)
 
 
 class _ExponentialSum(torch.autograd.Function):
-    """k_l = Re sum_n w_n exp(r_n l), the powers of exp(r) as products of two factors.
+    """k_j = Re sum_n w_n exp(r_n j), the powers of exp(r) as products of two factors.
 
-    l = K i + j with K near sqrt(L): about 2 sqrt(L) exponentials for each state instead of L, and
+    j = K i + h with K near sqrt(length): about 2 sqrt(length) exponentials for each state, and
     one batched matrix product, of real numbers: complex ones count as pairs.
     """
 
@@ -58,7 +60,7 @@ class _ExponentialSum(torch.autograd.Function):
         grid = far.shape[1], near.shape[1]
         gradient = torch.nn.functional.pad(gradient, (0, math.prod(grid) - gradient.shape[1]))
         lags = torch.arange(gradient.shape[1], device=gradient.device)
-        # sum_l g_l exp(r l), and the same with g_l l, which is its derivative by r.
+        # sum_j g_j exp(r j), and the same with g_j j, which is its derivative by r.
         both = torch.stack([gradient, gradient * lags], dim=1).unflatten(2, grid)
         rows = (both.flatten(1, 2) @ _as_pairs(near)).unflatten(2, (-1, 2))
         sums = (torch.view_as_complex(rows).unflatten(1, (2, -1)) * far[:, None]).sum(dim=2)
@@ -66,7 +68,7 @@ class _ExponentialSum(torch.autograd.Function):
 
 
 def _powers(rates: Tensor, count: int, stride: int) -> Tensor:
-    """exp(r stride i), i = 0..count-1: (D, count, N). Complex exp is not vectorised on a CPU."""
+    """exp(r stride i), i = 0..count-1: (d, count, n). Complex exp is not vectorised on a CPU."""
     exponents = stride * torch.arange(count, device=rates.device)[:, None]
     sizes = torch.exp(rates.real[:, None] * exponents)
     angles = rates.imag[:, None] * exponents
@@ -79,7 +81,7 @@ def _as_pairs(x: Tensor) -> Tensor:
 
 
 class _ToeplitzProduct(torch.autograd.Function):
-    """y = T u for every channel, T_lj = k_{l-j} where j <= l, else 0."""
+    """y = T u for every channel, T_ij = k_{i-j} where j <= i, else 0."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ class _ToeplitzProduct(torch.autograd.Function):
         u, kernel = ctx.saved_tensors
         length = kernel.shape[1]
         gradient = gradient.transpose(0, 1).contiguous()
-        products = u.transpose(1, 2) @ gradient  # (D, j, l), each for the lag l - j
-        # Rows as long as 2 L, read at 2 L + 1: row j starts at its lag 0.
+        products = u.transpose(1, 2) @ gradient  # (d, j, i), each for the lag i - j
+        # Rows as long as 2 l, read at 2 l + 1: row j starts at its lag 0.
         rows = torch.nn.functional.pad(products, (0, length)).flatten(1)
         shape, strides = (len(rows), length, length), (rows.stride(0), 2 * length + 1, 1)
         by_lag = rows.as_strided(shape, strides)
@@ -103,7 +105,7 @@ class _ToeplitzProduct(torch.autograd.Function):
 
 
 def _toeplitz(kernel: Tensor) -> Tensor:
-    """(D, L, L)."""
+    """(d, l, l)."""
     length = kernel.shape[1]
     lags = torch.nn.functional.pad(kernel.flip(1), (0, length - 1))
     return lags.unfold(1, length, 1).flip(1)

@@ -1,18 +1,20 @@
 """The selective scan: a bank of diagonal linear recurrences whose steps follow the input.
 
-Letters: B sequences, D channels, L positions, N states of a channel. For every channel
+Axes: b sequences, d channels, l positions, n states of a channel. For every channel
 
     x_t = exp(delta_t A) x_{t-1} + delta_t B_t u_t,    y_t = C_t . x_t + D u_t
 
-with x_0 = 0 before the first position; for complex A, y_t = 2 Re(C_t . x_t) + D u_t. This is S6,
-Algorithm 2 of Mamba (Gu and Dao, arXiv 2312.00752), with its simplified discretisation of B, and
-with constant B and C the diagonal S4. Three implementations: the CUDA kernel of mamba-ssm, the C++
-in `csrc` on a CPU, and the loop over positions below.
+with x_0 = 0 before the first position, unless an initial state is given; for complex A,
+y_t = 2 Re(C_t . x_t) + D u_t. This is S6, Algorithm 2 of Mamba (Gu and Dao, arXiv 2312.00752), with
+its simplified discretisation of B, and with constant B and C the diagonal S4. Four implementations:
+the kernels in `triton_scan.py` on a GPU, mamba-ssm's CUDA kernel there, the C++ in `csrc` on a CPU,
+and the loop over positions below.
 """
 
-import functools
+import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
@@ -21,58 +23,71 @@ from torch.nn.functional import pad, silu, softplus
 
 from harness.errors import UnavailableError
 from kernels.csrc.build import load_operators
+from kernels.scan_arguments import PRECISION, check_arguments, scan_groups, widened_rows
 
-BACKENDS = ("auto", "mamba_ssm", "cpp", "reference")
+BACKENDS = ("auto", "triton", "mamba_ssm", "cpp", "reference")
 MAMBA_INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"
 MAMBA_MOST_STATES = 256
-COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+TRITON_CAPABILITY = (8, 0)
 # The C++ takes rows of states whose length is a multiple of this: its widest vector.
 ROW_MULTIPLE = 16
 
 
 def selective_scan(
-    u: Float[Tensor, "B D L"],
-    delta: Float[Tensor, "B D L"],
-    A: Inexact[Tensor, "D N"],
-    B: Inexact[Tensor, "D N"] | Inexact[Tensor, "B N L"],
-    C: Inexact[Tensor, "D N"] | Inexact[Tensor, "B N L"],
-    D: Float[Tensor, " D"] | None = None,
-    z: Float[Tensor, "B D L"] | None = None,
-    delta_bias: Float[Tensor, " D"] | None = None,
+    u: Float[Tensor, "b d l"],
+    delta: Float[Tensor, "b d l"],
+    A: Inexact[Tensor, "d n"],
+    B: Inexact[Tensor, "d n"] | Inexact[Tensor, "b n l"] | Inexact[Tensor, "b g n l"],
+    C: Inexact[Tensor, "d n"] | Inexact[Tensor, "b n l"] | Inexact[Tensor, "b g n l"],
+    D: Float[Tensor, " d"] | None = None,
+    z: Float[Tensor, "b d l"] | None = None,
+    delta_bias: Float[Tensor, " d"] | None = None,
     delta_softplus: bool = False,
+    return_last_state: bool = False,
     backend: str = "auto",
-) -> Float[Tensor, "B D L"]:
-    """Scan every channel, with the meaning of mamba-ssm's `selective_scan_fn`.
+    initial_state: Inexact[Tensor, "b d n"] | None = None,
+) -> Float[Tensor, "b d l"] | tuple[Float[Tensor, "b d l"], Inexact[Tensor, "b d n"]]:
+    """Scan every channel, with the meaning and the arguments of mamba-ssm's `selective_scan_fn`.
 
-    u and all real arguments are float32, or all float64; A, B and C are real, or all complex of
-    the same precision. B and C are constant (D, N) or follow the input (B, N, L). The step is
-    delta + delta_bias, through softplus if delta_softplus; z gates the output, y silu(z).
-    `backend` as in `choose_backend`. The backends 'cpp' and 'mamba_ssm' differentiate once.
+    A is float32 or float64, real or complex, and sets the precision of the computation and of the
+    states. All real arguments have it; beside float32 each may be float16 or bfloat16 too. The
+    output has u's dtype, every gradient that of its argument, under autocast too. B and C are
+    constant (d, n), or follow the input (b, n, l), in g groups of d / g successive channels if
+    (b, g, n, l). For complex A they are complex, or, if they follow the input, real (..., 2 l),
+    the real and the imaginary part of each position in turn. The step is delta + delta_bias,
+    through softplus if delta_softplus; z gates the output, y silu(z). With `return_last_state` also
+    x_l, from which a later call continues as its `initial_state`. `backend` as in
+    `choose_backend`; all but 'reference' differentiate once, and 'mamba_ssm' not the last state.
     Raises: ValueError, naming the argument; and what `choose_backend` raises.
     """
-    _check_arguments(u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend(u.device.type, backend, u.dtype)
-    if chosen == "mamba_ssm":
-        return _scan_mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    scan = _scan_cpp if chosen == "cpp" else _scan_reference
-    y = scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return y if z is None else y * silu(z)
+    check_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    precision = PRECISION[A.dtype]
+    chosen = choose_backend(u.device.type, backend, precision)
+    with torch.autocast(u.device.type, enabled=False):
+        wide = [None if x is None else x.to(precision) for x in (u, delta, D, delta_bias, z)]
+        wide_u, wide_delta, wide_D, wide_bias, wide_z = wide
+        rows = widened_rows(B, A), widened_rows(C, A)
+        others = wide_D, wide_bias, delta_softplus, initial_state
+        y, last = scan_groups(SCANS[chosen], wide_u, wide_delta, A, *rows, *others)
+        y = (y if wide_z is None else y * silu(wide_z)).to(u.dtype)
+    return (y, last) if return_last_state else y
 
 
-# A compiled model keeps the choice made while it was traced.
-@torch.compiler.assume_constant_result
 def choose_backend(device: str, backend: str = "auto", dtype: torch.dtype = torch.float32) -> str:
     """The implementation that `selective_scan` uses on a type of device: 'cpu', 'cuda', ...
 
-    'auto' takes mamba-ssm's kernel where the tensors are CUDA's and float32 and it is installed,
-    the C++ on a CPU (compiled on first use), and the reference otherwise; without a compiler it
-    warns and takes the reference.
+    'auto' takes Triton's kernels on a GPU, mamba-ssm's where Triton is missing and that is
+    installed (float32), the C++ on a CPU (compiled on first use), and the reference otherwise;
+    without a compiler it warns and takes the reference. With TRITON_INTERPRET=1 'triton' computes
+    on a CPU, slowly. `dtype` is the precision, A's. Before torch.compile traces a scan, its backend
+    has to be chosen once in the process.
     Raises: UnavailableError, when a backend asked for by name is missing, with the command that
     installs it; ValueError, when it cannot compute on such tensors; CompilationError.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
     fits = {
+        "triton": device == "cuda" or (backend == "triton" and _interpreted()),
         "mamba_ssm": device == "cuda" and dtype == torch.float32,
         "cpp": device == "cpu",
         "reference": True,
@@ -81,18 +96,25 @@ def choose_backend(device: str, backend: str = "auto", dtype: torch.dtype = torc
         return next(name for name in fits if fits[name] and _usable(name))
     if not fits[backend]:
         raise ValueError(f"backend {backend!r} does not compute on {device} in {dtype}")
-    PREPARE[backend]()
+    _prepare(backend)
     return backend
+
+
+def _prepare(backend: str) -> None:
+    """Once in a process, so that torch.compile has nothing to trace here but a set."""
+    if backend not in READY:
+        PREPARE[backend]()
+        READY.add(backend)
 
 
 def _usable(backend: str) -> bool:
     try:
-        PREPARE[backend]()
+        _prepare(backend)
     except UnavailableError as error:
         if backend == "cpp":
             warnings.warn(
                 f"{error}. Until then the selective scan is a loop in PyTorch: about 15 times "
-                "slower, and its memory for training grows with B D L N (gigabytes at the paper's "
+                "slower, and its memory for training grows with b d l n (gigabytes at the paper's "
                 "sizes).",
                 stacklevel=3,
             )
@@ -100,54 +122,16 @@ def _usable(backend: str) -> bool:
     return True
 
 
-def _check_arguments(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
-    if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(f"u: expected shape (B, D, L), none of them 0, found {tuple(u.shape)}")
-    if u.dtype not in COMPLEX:
-        raise ValueError(f"u: expected float32 or float64, found {u.dtype}")
-    if A.ndim != 2 or 0 in A.shape:
-        raise ValueError(f"A: expected shape (D, N), none of them 0, found {tuple(A.shape)}")
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    like_u = {"(B, D, L)": (batch, channels, length)}
-    constant = {"(D, N)": (channels, states)}
-    either = {**constant, "(B, N, L)": (batch, states, length)}
-    vector = {"(D,)": (channels,)}
-    real, complex_or_real = (u.dtype,), (u.dtype, COMPLEX[u.dtype])
-    for name, tensor, shapes, dtypes in (
-        ("delta", delta, like_u, real),
-        ("A", A, constant, complex_or_real),
-        ("B", B, either, (A.dtype,)),
-        ("C", C, either, (A.dtype,)),
-        ("D", D, vector, real),
-        ("z", z, like_u, real),
-        ("delta_bias", delta_bias, vector, real),
-    ):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) not in shapes.values():
-            expected = " or ".join(f"{letters} = {sizes}" for letters, sizes in shapes.items())
-            raise ValueError(f"{name}: expected shape {expected}, found {tuple(tensor.shape)}")
-        if tensor.dtype not in dtypes:
-            expected = " or ".join(str(dtype) for dtype in dtypes)
-            raise ValueError(f"{name}: expected {expected}, found {tensor.dtype}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name}: expected on {u.device}, as u, found on {tensor.device}")
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on a CPU, in Python."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-# The reference: one position after another, each discretised when its turn comes
+# Around the loops over positions that know no more than the recurrence
 
 
-def _scan_reference(
+def _scan_around(
+    loop: Callable[..., tuple[Tensor, Tensor]],
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -156,26 +140,104 @@ def _scan_reference(
     D: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
-) -> Tensor:
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = softplus(delta)
-    batch, channels, length = u.shape
-    x = A.new_zeros((batch, channels, A.shape[1]))
+    y, last = loop(u, delta, A, B, C, _initial(u, A, initial_state))
+    return (y if D is None else y + D[:, None] * u), last
+
+
+def _initial(u: Tensor, A: Tensor, initial_state: Tensor | None) -> Tensor:
+    return A.new_zeros((len(u), *A.shape)) if initial_state is None else initial_state
+
+
+# The reference: one position after another, each discretised when its turn comes
+
+
+def _scan_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _scan_around(_loop_in_python, *arguments)
+
+
+def _loop_in_python(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    length = u.shape[2]
     Bs = [B] * length if B.ndim == 2 else B[:, None].unbind(-1)
     Cs = [C] * length if C.ndim == 2 else C.unbind(-1)
     product = "bdn,dn->bd" if C.ndim == 2 else "bdn,bn->bd"
     ys = []
     steps = zip(delta.unbind(-1), (delta * u).unbind(-1), Bs, Cs, strict=True)
     for delta_t, input_t, B_t, C_t in steps:
-        decay = (delta_t[..., None] * A).exp_()  # (B, D, N)
+        decay = (delta_t[..., None] * A).exp_()  # (b, d, n)
         x = (input_t[..., None] * B_t).addcmul_(decay, x)
         ys.append(torch.einsum(product, x, C_t))
     y = torch.stack(ys, dim=-1)
-    if A.is_complex():
-        y = 2 * y.real
-    return y if D is None else y + D[:, None] * u
+    return (2 * y.real if A.is_complex() else y), x
+
+
+# The kernels in triton_scan.py
+
+
+def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _scan_around(_loop_in_triton, *arguments)
+
+
+def _loop_in_triton(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor
+) -> tuple[Tensor, Tensor]:
+    from kernels.triton_scan import scan, state_multiple
+
+    multiple = state_multiple(A.shape[1])
+    A_rows, initial_rows = (_state_rows(x, multiple) for x in (A, initial))
+    B_rows, C_rows = (_state_rows(_states_last(x), multiple) for x in (B, C.conj()))
+    y, last = scan(u, delta, A_rows, B_rows, C_rows, initial_rows)
+    return y, _of_state_rows(last, A)
+
+
+def _prepare_triton() -> None:
+    try:
+        import kernels.triton_scan  # noqa: F401 - defines the operators
+    except ImportError as error:
+        raise UnavailableError(
+            f"Triton is not installed ({error}): it comes with PyTorch's CUDA wheels for Linux, "
+            "pip install torch; beside another PyTorch, pip install triton"
+        ) from None
+    if _interpreted():
+        return
+    if not torch.cuda.is_available():
+        raise UnavailableError("backend 'triton' needs an NVIDIA GPU, and PyTorch finds none")
+    found = torch.cuda.get_device_capability()
+    if found < TRITON_CAPABILITY:
+        raise UnavailableError(
+            f"backend 'triton' needs a GPU of compute capability 8.0 (Ampere) or later, found "
+            f"{torch.cuda.get_device_name()} with {found[0]}.{found[1]}; use backend='reference'"
+        )
+
+
+# Rows of states: what the C++ and the Triton kernels read
+
+
+def _states_last(rows: Tensor) -> Tensor:
+    """(d, n) as it is, (b, n, l) as (b, l, n)."""
+    return rows if rows.ndim == 2 else rows.transpose(1, 2)
+
+
+def _state_rows(x: Tensor, multiple: int) -> Tensor:
+    """(..., n) to (..., p, m): p parts of m states, a multiple of `multiple`, zeros after n."""
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj()).transpose(-1, -2)
+    else:
+        x = x.unsqueeze(-2)
+    return pad(x, (0, -x.shape[-1] % multiple))
+
+
+def _of_state_rows(rows: Tensor, A: Tensor) -> Tensor:
+    """(..., p, m) to (..., n)."""
+    parts = rows[..., : A.shape[1]].unbind(-2)
+    return torch.complex(*parts) if A.is_complex() else parts[0]
 
 
 # The C++ in csrc
@@ -190,36 +252,29 @@ def _scan_cpp(
     D: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
-) -> Tensor:
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     zeros = u.new_zeros(u.shape[1])
-    return torch.ops.selective_scan.scan(
+    states = A, _states_last(B), _states_last(C.conj()), _initial(u, A, initial_state)
+    A_rows, B_rows, C_rows, initial_rows = (_state_rows(x, ROW_MULTIPLE) for x in states)
+    y, last = torch.ops.selective_scan.scan(
         u,
         delta,
-        _state_rows(A),
-        _state_rows(B),
-        _state_rows(C.conj()),
+        A_rows,
+        B_rows,
+        C_rows,
         zeros if D is None else D,
         zeros if delta_bias is None else delta_bias,
+        initial_rows,
         delta_softplus,
     )
+    return y, _of_state_rows(last, A)
 
 
-def _state_rows(x: Tensor) -> Tensor:
-    """(D, N) or (B, N, L) to (D, P, M) or (B, L, P, M): P parts of M states, zeros after N."""
-    if x.ndim == 3:
-        x = x.transpose(1, 2)
-    if x.is_complex():
-        x = torch.view_as_real(x.resolve_conj()).transpose(-1, -2)
-    else:
-        x = x.unsqueeze(-2)
-    return pad(x, (0, -x.shape[-1] % ROW_MULTIPLE))
-
-
-@functools.cache
 def _prepare_cpp() -> None:
     """Load the operators; tell PyTorch the shapes of their outputs, and their derivative."""
     load_operators()
-    torch.library.register_fake("selective_scan::scan", _scan_shape)
+    torch.library.register_fake("selective_scan::scan", _scan_shapes)
     torch.library.register_fake("selective_scan::scan_backward", _scan_backward_shapes)
     torch.library.register_autograd(
         "selective_scan::scan", _differentiate, setup_context=_save_inputs
@@ -227,31 +282,32 @@ def _prepare_cpp() -> None:
     torch.library.register_autograd("selective_scan::scan_backward", _refuse_to_differentiate)
 
 
-def _scan_shape(u: Tensor, *_: Tensor | bool) -> Tensor:
-    return torch.empty_like(u)
+def _scan_shapes(u: Tensor, *others: Tensor | bool) -> tuple[Tensor, Tensor]:
+    *_, initial, _ = others
+    return torch.empty_like(u), initial.new_empty(initial.shape)
 
 
 def _scan_backward_shapes(
-    dy: Tensor, u: Tensor, delta: Tensor, *others: Tensor | bool
+    dy: Tensor, d_last: Tensor, u: Tensor, delta: Tensor, *others: Tensor | bool
 ) -> tuple[Tensor, ...]:
-    del dy
+    del dy, d_last
     *tensors, _ = others
     shapes = [tensor.new_empty(tensor.shape) for tensor in tensors]
     return torch.empty_like(u), torch.empty_like(delta), *shapes
 
 
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     del output
     *tensors, ctx.delta_softplus = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    return *torch.ops.selective_scan.scan_backward(dy, *saved, ctx.delta_softplus), None
+def _differentiate(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.selective_scan.scan_backward
+    return *backward(dy, d_last, *ctx.saved_tensors, ctx.delta_softplus), None
 
 
-def _refuse_to_differentiate(ctx, *_: Tensor) -> None:
+def _refuse_to_differentiate(ctx: Any, *_: Tensor) -> None:
     raise NotImplementedError(
         "the C++ selective scan differentiates once; for higher derivatives use backend='reference'"
     )
@@ -267,30 +323,47 @@ def _scan_mamba_ssm(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
-) -> Tensor:
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if A.shape[1] > MAMBA_MOST_STATES:
         raise ValueError(
             f"A: mamba-ssm's kernel takes at most {MAMBA_MOST_STATES} states, found "
-            f"{A.shape[1]}; use backend='reference'"
+            f"{A.shape[1]}; use backend='triton'"
         )
-    return _prepare_mamba_ssm()(
+    if initial_state is not None:
+        raise ValueError("initial_state: mamba-ssm's kernel takes none; use backend='triton'")
+    y, last = _prepare_mamba_ssm()(
         u,
         delta,
         A,
         _interleaved(B),
         _interleaved(C),
         D=D,
-        z=z,
         delta_bias=None if delta_bias is None else delta_bias.contiguous(),
         delta_softplus=delta_softplus,
+        return_last_state=True,
     )
+    return y, _LastOfMamba.apply(last)
+
+
+class _LastOfMamba(torch.autograd.Function):
+    """The last state, whose gradient mamba-ssm's kernel would ignore."""
+
+    @staticmethod
+    def forward(ctx: Any, last: Tensor) -> Tensor:
+        return last.view_as(last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise NotImplementedError(
+            "mamba-ssm's kernel does not differentiate the last state; use backend='triton'"
+        )
 
 
 def _interleaved(x: Tensor) -> Tensor:
-    """Complex (B, N, L) to real (B, N, 2 L), real and imaginary parts in turn; others unchanged."""
+    """Complex (b, n, l) to real (b, n, 2 l), real and imaginary parts in turn; others unchanged."""
     if x.ndim == 2 or not x.is_complex():
         return x
     return torch.view_as_real(x.resolve_conj()).flatten(-2)
@@ -307,8 +380,16 @@ def _prepare_mamba_ssm() -> Callable[..., Tensor]:
     return selective_scan_fn
 
 
+SCANS = {
+    "triton": _scan_triton,
+    "mamba_ssm": _scan_mamba_ssm,
+    "cpp": _scan_cpp,
+    "reference": _scan_reference,
+}
 PREPARE: dict[str, Callable[[], object]] = {
+    "triton": _prepare_triton,
     "mamba_ssm": _prepare_mamba_ssm,
     "cpp": _prepare_cpp,
     "reference": lambda: None,
 }
+READY: set[str] = set()

@@ -43,7 +43,7 @@ def test_lock_has_one_exact_pin_for_each_package():
 
 def test_lock_pins_every_declared_package_in_its_declared_range():
     locked = locked_versions()
-    for requirement in declared("jax", "torch", "cuda", "slurm", "tensorboard", "dev"):
+    for requirement in declared("jax", "torch", "triton", "cuda", "slurm", "tensorboard", "dev"):
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version} is locked"
 

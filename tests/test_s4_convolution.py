@@ -69,3 +69,15 @@ def test_both_compile_to_the_same_values_and_gradients():
         results.append([y, *torch.autograd.grad(y.square().sum(), (u, *arguments))])
     for plain, other in zip(*results, strict=True):
         torch.testing.assert_close(other, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    step, A, BC = kernel_arguments()
+    step, A, BC = step.float(), A.to(torch.complex64), BC.to(torch.complex64)
+    u = drawn(3, 2, 9, dtype=torch.float32).to(dtype)
+    expected = causal_convolution(u.float(), s4_kernel(step, A, BC, 9)).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = causal_convolution(u, s4_kernel(step, A, BC, 9))
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)

@@ -1,6 +1,7 @@
 """The selective scan's backends: which is chosen, and how mamba-ssm's is called."""
 
 import shutil
+import subprocess
 import sys
 from types import ModuleType
 
@@ -11,6 +12,7 @@ pytest.importorskip("torch", reason="needs the PyTorch environment")
 import torch
 
 from harness.errors import UnavailableError
+from harness.paths import ROOT
 from kernels import selective_scan as module
 from kernels.selective_scan import choose_backend, selective_scan
 from scan_cases import CASES, draw, largest_relative_difference, scan_with_gradients
@@ -52,8 +54,8 @@ def test_a_backend_that_cannot_is_refused(device, backend, dtype):
 
 @pytest.mark.parametrize(("missing", "fix"), [("c++", "apt install g\\+\\+"), ("ninja", "pip")])
 def test_without_its_tools_auto_warns_and_cpp_raises(monkeypatch, tmp_path, missing, fix):
-    # The loader without its memory of having loaded, and with an empty cache.
-    monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
+    # As in a process that has loaded nothing, and with an empty cache.
+    monkeypatch.setattr(module, "READY", set())
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else which(name))
@@ -68,13 +70,26 @@ def test_without_its_tools_auto_warns_and_cpp_raises(monkeypatch, tmp_path, miss
 def test_mamba_ssm_is_called_as_it_documents(monkeypatch, case):
     calls = []
 
-    def stand_in(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-        """Decode what mamba-ssm documents: following complex B, C are real (B, N, 2 L)."""
-        calls.append((u, delta, B, C, D, z, delta_bias))
+    def stand_in(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+    ):
+        """Decode what mamba-ssm documents: following complex B, C are real (b, n, 2 l)."""
+        assert z is None
+        calls.append((u, delta, B, C, D, delta_bias))
         if A.is_complex() and B.ndim == 3:
             assert not B.is_complex() and not C.is_complex()
             B, C = (torch.complex(x[..., ::2].clone(), x[..., 1::2].clone()) for x in (B, C))
-        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, "reference")
+        options = delta_softplus, return_last_state, "reference"
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
 
     kernel, package = ModuleType("selective_scan_cuda"), ModuleType("mamba_ssm")
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
@@ -99,3 +114,36 @@ def test_mamba_ssm_is_called_as_it_documents(monkeypatch, case):
     assert all(x.dtype in (torch.float32, torch.complex64) for x in calls[0])
     with pytest.raises(ValueError, match="at most 256 states, found 257"):
         selective_scan(**draw(12, case, (1, 1, 1, 257), torch.float32))
+    continued = draw(12, case, (2, 3, 4, 5), torch.float32, requires_grad=True, states=True)
+    with pytest.raises(ValueError, match="initial_state: mamba-ssm's kernel takes none"):
+        selective_scan(**continued)
+    del continued["initial_state"]
+    y, last = selective_scan(**continued)
+    y.sum().backward()
+    with pytest.raises(NotImplementedError, match="does not differentiate the last state"):
+        last.abs().sum().backward()
+
+
+IMPORTED_AND_COMPILED = """
+import sys, warnings
+import torch
+import kernels.selective_scan
+print("torch._dynamo" in sys.modules)
+from torch_layers import MambaRecurrence
+kernels.selective_scan.choose_backend("cpu", "cpp")
+layer = MambaRecurrence(6, 5, "cpp", torch.Generator().manual_seed(0))
+x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
+found = []
+for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+    layer.zero_grad()
+    y = run(x)
+    y.square().sum().backward()
+    found.append([y, *(p.grad for p in layer.parameters())])
+print(all(torch.allclose(a, b) for a, b in zip(*found, strict=True)))
+"""
+
+
+def test_the_compiler_of_pytorch_is_imported_only_to_compile_and_then_works():
+    command = [sys.executable, "-c", IMPORTED_AND_COMPILED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -9,12 +9,13 @@ pytest.importorskip("torch", reason="needs the PyTorch environment")
 
 import torch
 
-from kernels.selective_scan import _state_rows, choose_backend, selective_scan
+from kernels.selective_scan import _state_rows, _states_last, choose_backend, selective_scan
 from scan_cases import (
     CASES,
     LOOPS,
     OPTIONS,
     draw,
+    exact,
     largest_relative_difference,
     scan_with_gradients,
     tensors_of,
@@ -140,13 +141,8 @@ def test_states_need_not_fill_vectors(dtype, states):
 def test_float32_errs_by_a_few_roundings(backend, case):
     # One rounding is at most 6e-8 of a term. Gradients sum up to 7200 terms that partly cancel.
     arguments = draw(5, case, (2, 3, 60, 20), torch.float32)
-    wide = {"float": torch.float64, "complex": torch.complex128}
-    exact = {
-        name: x.to(wide["complex" if x.is_complex() else "float"])
-        for name, x in tensors_of(arguments).items()
-    }
     found = scan_with_gradients(arguments, backend)
-    expected = scan_with_gradients({**arguments, **exact}, "reference")
+    expected = scan_with_gradients(exact(arguments), "reference")
     assert found["y"].dtype == torch.float32
     assert largest_relative_difference({"y": found["y"]}, {"y": expected["y"]}) < 1e-6
     assert largest_relative_difference(found, expected) < 4e-6
@@ -232,8 +228,10 @@ def test_the_number_of_threads_changes_rounding_only(case, batch):
 
 def operator_arguments(case) -> tuple:
     given = draw(10, case, (2, 3, 4, 5), requires_grad=True)
-    rows = [_state_rows(given[name]).detach().requires_grad_() for name in "ABC"]
-    return given["u"], given["delta"], *rows, given["D"], given["delta_bias"], True
+    initial = torch.ones(2, 3, 5, dtype=given["A"].dtype)
+    states = given["A"], _states_last(given["B"]), _states_last(given["C"]), initial
+    *rows, initial = (_state_rows(x, 16).detach().requires_grad_() for x in states)
+    return given["u"], given["delta"], *rows, given["D"], given["delta_bias"], initial, True
 
 
 @pytest.mark.parametrize("case", ["Mamba", "S4"])
@@ -242,7 +240,7 @@ def test_the_operators_pass_the_checks_of_pytorch(case):
     arguments = operator_arguments(case)
     torch.library.opcheck(torch.ops.selective_scan.scan.default, arguments)
     detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-    backward = (torch.ones_like(detached[0]), *detached)
+    backward = (torch.ones_like(detached[0]), torch.ones_like(detached[-2]), *detached)
     torch.library.opcheck(torch.ops.selective_scan.scan_backward.default, backward)
 
 
@@ -253,11 +251,7 @@ def test_a_compiled_model_computes_the_same(case):
     expected = scan_with_gradients(arguments, "cpp")
     torch._dynamo.reset()
     compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
-    leaves = {k: x.clone().requires_grad_() for k, x in tensors_of(arguments).items()}
-    y = compiled(**{**arguments, **leaves})
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
-    (y * weights).sum().backward()
-    found = {"y": y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
+    found = scan_with_gradients(arguments, "cpp", compiled)
     assert largest_relative_difference(found, expected) < 1e-13
 
 
@@ -267,19 +261,25 @@ def test_a_compiled_model_computes_the_same(case):
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("u", torch.zeros(2, 3), r"u: expected shape \(B, D, L\).*found \(2, 3\)"),
-        ("u", torch.zeros(2, 3, 4, dtype=torch.int32), "u: expected float32 or float64"),
+        ("u", torch.zeros(2, 3), r"u: expected shape \(b, d, l\).*found \(2, 3\)"),
+        ("u", torch.zeros(2, 3, 4, dtype=torch.int32), "u: expected torch.float32 or"),
+        ("u", torch.zeros(2, 3, 4).double(), "u: expected torch.float32 or .*found torch.float64"),
         ("u", torch.zeros(2, 3, 0), "u: expected .* none of them 0"),
         ("delta", torch.zeros(2, 3, 5), r"delta: .*\(2, 3, 4\), found \(2, 3, 5\)"),
-        ("delta", torch.zeros(2, 3, 4).double(), "delta: expected torch.float32, found"),
-        ("A", torch.zeros(3), r"A: expected shape \(D, N\)"),
+        ("delta", torch.zeros(2, 3, 4).double(), "delta: .*torch.bfloat16, found torch.float64"),
+        ("A", torch.zeros(3), r"A: expected shape \(d, n\)"),
         ("A", torch.zeros(4, 5), r"A: .*\(3, 5\), found \(4, 5\)"),
+        ("A", torch.zeros(3, 5).half(), "A: expected float32 or float64, real or complex, found"),
         ("A", torch.zeros(3, 5).cfloat(), "B: expected torch.complex64, found torch.float32"),
-        ("B", torch.zeros(2, 4, 5), r"B: .*\(3, 5\) or \(B, N, L\) = \(2, 5, 4\), found"),
+        ("B", torch.zeros(2, 4, 5), r"B: .*\(3, 5\) or \(b, n, l\) = \(2, 5, 4\) or .*found"),
+        ("B", torch.zeros(2, 2, 5, 4), r"B: .*, where g divides d, found \(2, 2, 5, 4\)"),
+        ("B", torch.zeros(2, 5, 4).double(), "B: .*torch.bfloat16, found torch.float64"),
         ("C", torch.zeros(5, 3), r"C: .*found \(5, 3\)"),
         ("D", torch.zeros(4), r"D: .*\(3,\), found \(4,\)"),
         ("z", torch.zeros(2, 4, 3), r"z: .*found \(2, 4, 3\)"),
         ("delta_bias", torch.zeros(3).double(), "delta_bias: expected torch.float32"),
+        ("initial_state", torch.zeros(2, 3, 4), r"initial_state: .*\(2, 3, 5\), found"),
+        ("initial_state", torch.zeros(2, 3, 5).half(), "initial_state: expected torch.float32,"),
         ("C", torch.zeros(2, 5, 4, device="meta"), "C: expected on cpu, as u, found on meta"),
     ],
 )

@@ -1,13 +1,15 @@
 // The selective scan on a CPU, forward and backward; `selective_scan.py` says what it computes.
 //
-// Layout: u, delta, y (B, D, L), any strides. A, B, C hold the states last, as rows of P M numbers:
-// M states, a multiple of kPadding, in P = 1 part (real) or P = 2 (real parts, then imaginary).
-// A (D, P, M). B and C (D, P, M) if constant in time, (B, L, P, M) if they follow the input.
+// Layout: u, delta, y (b, d, l), any strides. A, B, C hold the states last, as rows of p m numbers:
+// m states, a multiple of kPadding, in p = 1 part (real) or p = 2 (real parts, then imaginary).
+// A (d, p, m). B and C (d, p, m) if constant in time, (b, l, p, m) if they follow the input. The
+// states before the first position and after the last are (b, d, p, m). In the code below these
+// numbers are `batch`, `channels`, L, P and M.
 // C is conjugated by the caller: Re(C x) is then a dot product, whose gradients need no sign.
 //
 // A thread computes one channel at a time, block after block of its states. The states of a block
-// stay in registers over all L positions. The backward pass recomputes them into a scratch of O(L)
-// and then walks from the last position to the first: nothing of size B D L N ever exists.
+// stay in registers over all l positions. The backward pass recomputes them into a scratch of O(l)
+// and then walks from the last position to the first: nothing of size b d l n ever exists.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -23,11 +25,12 @@
 #include <algorithm>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 namespace {
 
 using at::Tensor;
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 constexpr int64_t kPadding = 16;  // the most numbers that a vector holds on any CPU
 constexpr int kBlock = 2;         // vectors of states that are computed together
@@ -166,23 +169,23 @@ template <typename T>
 struct Channel {
   const T* delta;  // after bias and softplus
   const T* input;  // delta u
-  const T *A, *B, *C;
+  const T *A, *B, *C, *initial;
   int64_t B_step, C_step;
 
   Channel block(int64_t state) const {
-    return {delta, input, A + state, B + state, C + state, B_step, C_step};
+    return {delta, input, A + state, B + state, C + state, initial + state, B_step, C_step};
   }
 };
 
-// Add the outputs of K vectors of states to `y`, (L, lanes).
+// Add the outputs of K vectors of states to `y`, (L, lanes), and store them as they end in `last`.
 template <typename T, int P, int K>
-void output_block(const Channel<T>& channel, int64_t L, int64_t M, T* y) {
+void output_block(const Channel<T>& channel, int64_t L, int64_t M, T* y, T* last) {
   constexpr int64_t V = Vec<T>::size();
   constexpr c10::ForcedUnroll<K> for_each_vector;
   States<T, P> rate[K], x[K];
   for_each_vector([&](auto k) {
     rate[k] = rates<T, P>(load<T, P>(channel.A + k * V, M));
-    x[k] = zero<T, P>();
+    x[k] = load<T, P>(channel.initial + k * V, M);
   });
   for (int64_t t = 0; t < L; ++t) {
     const Vec<T> delta(channel.delta[t]), input(channel.input[t]);
@@ -195,18 +198,22 @@ void output_block(const Channel<T>& channel, int64_t L, int64_t M, T* y) {
     });
     sum.store(y + t * V);
   }
+  for_each_vector([&](auto k) { store<T, P>(last + k * V, M, x[k]); });
 }
 
 // What the backward pass of a channel, or a block of it, reads and adds to.
 template <typename T>
 struct ChannelGradient {
   const T* dy;           // gradient of the sum over states, (L,)
+  const T* last;         // gradient of the last state
+  T* initial;            // written
   T *A, *B, *C;          // added to; laid out as A, B, C
   T *along_B, *along_A;  // (L, lanes), added to: sums of Re(conj(B) dx) and Re(conj(A) d(delta A))
   T* kept;               // scratch, 2 P kBlock L vectors
 
   ChannelGradient block(int64_t state) const {
-    return {dy, A + state, B + state, C + state, along_B, along_A, kept};
+    return {dy,        last + state, initial + state, A + state, B + state,
+            C + state, along_B,      along_A,         kept};
   }
 };
 
@@ -220,7 +227,7 @@ void recompute_block(const Channel<T>& channel, int64_t L, int64_t M,
   States<T, P> rate[K], x[K];
   for_each_vector([&](auto k) {
     rate[k] = rates<T, P>(load<T, P>(channel.A + k * V, M));
-    x[k] = zero<T, P>();
+    x[k] = load<T, P>(channel.initial + k * V, M);
   });
   for (int64_t t = 0; t < L; ++t) {
     const Vec<T> delta(channel.delta[t]), input(channel.input[t]), dy(gradient.dy[t]);
@@ -246,7 +253,8 @@ void gradient_block(const Channel<T>& channel, int64_t L, int64_t M,
   States<T, P> A[K], dA[K], later[K];  // `later`: gradient of x_t by way of x_{t+1}
   for_each_vector([&](auto k) {
     A[k] = load<T, P>(channel.A + k * V, M);
-    dA[k] = later[k] = zero<T, P>();
+    dA[k] = zero<T, P>();
+    later[k] = load<T, P>(gradient.last + k * V, M);
   });
   for (int64_t t = L - 1; t >= 0; --t) {
     const Vec<T> delta(channel.delta[t]), input(channel.input[t]), dy(gradient.dy[t]);
@@ -270,7 +278,10 @@ void gradient_block(const Channel<T>& channel, int64_t L, int64_t M,
     along_B.store(gradient.along_B + t * V);
     along_A.store(gradient.along_A + t * V);
   }
-  for_each_vector([&](auto k) { add_to<T, P>(gradient.A + k * V, M, Vec<T>(1), dA[k]); });
+  for_each_vector([&](auto k) {
+    add_to<T, P>(gradient.A + k * V, M, Vec<T>(1), dA[k]);
+    store<T, P>(gradient.initial + k * V, M, later[k]);
+  });
 }
 
 // Call `block(state, K)` for the blocks that make up M states, K a compile-time constant.
@@ -289,14 +300,15 @@ template <typename T, int P>
 class Scan {
  public:
   Scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-       const Tensor& D, const Tensor& bias, bool softplus)
+       const Tensor& D, const Tensor& bias, const Tensor& initial, bool softplus)
       : u_tensor(u), delta_tensor(delta), A(A.contiguous()), B(B.contiguous()), C(C.contiguous()),
-        D(D.contiguous()), bias(bias.contiguous()), softplus(softplus), u(access<T>(u)),
-        delta(access<T>(delta)), batch(u.size(0)), channels(u.size(1)), L(u.size(2)),
-        M(A.size(2)), padded_L(at::divup(u.size(2), kPadding) * kPadding) {}
+        D(D.contiguous()), bias(bias.contiguous()), initial(initial.contiguous()),
+        softplus(softplus), u(access<T>(u)), delta(access<T>(delta)), batch(u.size(0)),
+        channels(u.size(1)), L(u.size(2)), M(A.size(2)), padded_L(at::divup(u.size(2), kPadding) * kPadding) {}
 
-  Tensor forward() const {
-    const Tensor y_tensor = at::empty_like(u_tensor);
+  // The output and the last states.
+  std::tuple<Tensor, Tensor> forward() const {
+    const Tensor y_tensor = at::empty_like(u_tensor), last = at::empty_like(initial);
     auto y = access<T>(y_tensor);
     at::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
       const Tensor scratch = at::empty({padded_L * (3 + V)}, u_tensor.options());
@@ -306,18 +318,19 @@ class Scan {
         const Channel<T> channel = prepare(b, d, data<T>(scratch));
         std::fill_n(lanes, L * V, T(0));
         for_each_block<T>(M, [&](int64_t state, auto K) {
-          output_block<T, P, K>(channel.block(state), L, M, lanes);
+          T* const end = data<T>(last) + i * P * M + state;
+          output_block<T, P, K>(channel.block(state), L, M, lanes, end);
         });
         const T skip = data<T>(D)[d];
         for (int64_t t = 0; t < L; ++t)
           y[b][d][t] = P * sum_lanes(lanes + t * V) + skip * u[b][d][t];
       }
     });
-    return y_tensor;
+    return {y_tensor, last};
   }
 
-  // Gradients of u, delta, A, B, C, D and the bias.
-  Gradients backward(const Tensor& dy) const {
+  // Gradients of u, delta, A, B, C, D, the bias and the initial states.
+  Gradients backward(const Tensor& dy, const Tensor& d_last) const {
     // What several threads add to, each adds to a part of its own, and the parts are summed in
     // order: the last bits depend on the number of threads, and not on their timing.
     const int64_t threads = at::get_num_threads();
@@ -329,7 +342,8 @@ class Scan {
                     parts_of(B, is_constant(B) ? threads : groups),
                     parts_of(C, is_constant(C) ? threads : groups),
                     parts_of(D, threads),
-                    parts_of(bias, threads)};
+                    parts_of(bias, threads),
+                    at::empty_like(initial)};
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       const Tensor scratch = at::empty({padded_L * kScratchRows}, u_tensor.options());
       for (int64_t thread = begin; thread < end; ++thread) {
@@ -338,12 +352,12 @@ class Scan {
           const int64_t b = item / groups, group = item % groups;
           const int64_t last_d = (group + 1) * channels / groups;
           for (int64_t d = group * channels / groups; d < last_d; ++d)
-            differentiate(b, d, thread, group, dy, sums, data<T>(scratch));
+            differentiate(b, d, thread, group, dy, d_last, sums, data<T>(scratch));
         }
       }
     });
-    return {sums.u,         sums.delta,     total(sums.A),   total(sums.B),
-            total(sums.C),  total(sums.D),  total(sums.bias)};
+    return {sums.u,        sums.delta,    total(sums.A),    total(sums.B),
+            total(sums.C), total(sums.D), total(sums.bias), sums.initial};
   }
 
  private:
@@ -351,7 +365,7 @@ class Scan {
   static constexpr int64_t kScratchRows = 5 + 2 * V + 2 * P * kBlock * V;
 
   struct Sums {
-    Tensor u, delta, A, B, C, D, bias;
+    Tensor u, delta, A, B, C, D, bias, initial;
   };
 
   static Tensor parts_of(const Tensor& whole, int64_t parts) {
@@ -380,12 +394,13 @@ class Scan {
     const auto start = [&](const Tensor& rows) {
       return data<T>(rows) + (is_constant(rows) ? d : b * L) * P * M;
     };
-    return {step, input, start(A), start(B), start(C), is_constant(B) ? 0 : P * M,
+    const T* const before = data<T>(initial) + (b * channels + d) * P * M;
+    return {step, input, start(A), start(B), start(C), before, is_constant(B) ? 0 : P * M,
             is_constant(C) ? 0 : P * M};
   }
 
   void differentiate(int64_t b, int64_t d, int64_t thread, int64_t group, const Tensor& dy_tensor,
-                     const Sums& sums, T* raw) const {
+                     const Tensor& d_last, const Sums& sums, T* raw) const {
     const Channel<T> channel = prepare(b, d, raw);
     T *const slope = raw + 3 * padded_L, *const scaled_dy = slope + padded_L;
     T *const along_B = scaled_dy + padded_L, *const along_A = along_B + padded_L * V;
@@ -397,8 +412,15 @@ class Scan {
       const int64_t row = is_constant(rows) ? thread * channels + d : (group * batch + b) * L;
       return data<T>(parts) + row * P * M;
     };
-    const ChannelGradient<T> gradient{scaled_dy,        start(sums.A, A), start(sums.B, B),
-                                      start(sums.C, C), along_B,          along_A,
+    const int64_t states = (b * channels + d) * P * M;
+    const ChannelGradient<T> gradient{scaled_dy,
+                                      data<T>(d_last) + states,
+                                      data<T>(sums.initial) + states,
+                                      start(sums.A, A),
+                                      start(sums.B, B),
+                                      start(sums.C, C),
+                                      along_B,
+                                      along_A,
                                       kept};
     for_each_block<T>(M, [&](int64_t state, auto K) {
       recompute_block<T, P, K>(channel.block(state), L, M, gradient.block(state));
@@ -422,50 +444,58 @@ class Scan {
     data<T>(sums.bias)[thread * channels + d] += d_shift;
   }
 
-  const Tensor u_tensor, delta_tensor, A, B, C, D, bias;
+  const Tensor u_tensor, delta_tensor, A, B, C, D, bias, initial;
   const bool softplus;
   const at::TensorAccessor<T, 3> u, delta;
   const int64_t batch, channels, L, M, padded_L;
 };
 
 void check(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-           const Tensor& D, const Tensor& bias) {
-  TORCH_CHECK(u.dim() == 3 && delta.sizes() == u.sizes(), "u and delta must be (B, D, L)");
-  TORCH_CHECK(A.dim() == 3 && A.size(0) == u.size(1), "A must be (D, P, M)");
-  TORCH_CHECK(A.size(1) <= 2 && A.size(2) % kPadding == 0, "P is 1 or 2, M a multiple of 16");
+           const Tensor& D, const Tensor& bias, const Tensor& initial) {
+  TORCH_CHECK(u.dim() == 3 && delta.sizes() == u.sizes(), "u and delta must be (b, d, l)");
+  TORCH_CHECK(A.dim() == 3 && A.size(0) == u.size(1), "A must be (d, p, m)");
+  TORCH_CHECK(A.size(1) <= 2 && A.size(2) % kPadding == 0, "p is 1 or 2, m a multiple of 16");
   const at::DimVector following{u.size(0), u.size(2), A.size(1), A.size(2)};
   for (const Tensor& rows : {B, C})
     TORCH_CHECK(rows.sizes() == A.sizes() || rows.sizes() == following,
-                "B and C must be (D, P, M) or (B, L, P, M)");
+                "B and C must be (d, p, m) or (b, l, p, m)");
   for (const Tensor& vector : {D, bias})
-    TORCH_CHECK(vector.dim() == 1 && vector.size(0) == u.size(1), "D and the bias must be (D,)");
-  for (const Tensor& other : {delta, A, B, C, D, bias})
+    TORCH_CHECK(vector.dim() == 1 && vector.size(0) == u.size(1), "D and the bias must be (d,)");
+  const at::DimVector state{u.size(0), u.size(1), A.size(1), A.size(2)};
+  TORCH_CHECK(initial.sizes() == state, "the initial state must be (b, d, p, m)");
+  for (const Tensor& other : {delta, A, B, C, D, bias, initial})
     TORCH_CHECK(other.scalar_type() == u.scalar_type(), "all arguments must have one dtype");
 }
 
 // Call `run` with a Scan of the arguments' dtype and number of parts.
 template <typename F>
 auto with_scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-               const Tensor& C, const Tensor& D, const Tensor& bias, bool softplus, F run) {
-  check(u, delta, A, B, C, D, bias);
+               const Tensor& C, const Tensor& D, const Tensor& bias, const Tensor& initial,
+               bool softplus, F run) {
+  check(u, delta, A, B, C, D, bias, initial);
   return AT_DISPATCH_FLOATING_TYPES(u.scalar_type(), "selective_scan", [&] {
-    if (A.size(1) == 1) return run(Scan<scalar_t, 1>(u, delta, A, B, C, D, bias, softplus));
-    return run(Scan<scalar_t, 2>(u, delta, A, B, C, D, bias, softplus));
+    if (A.size(1) == 1)
+      return run(Scan<scalar_t, 1>(u, delta, A, B, C, D, bias, initial, softplus));
+    return run(Scan<scalar_t, 2>(u, delta, A, B, C, D, bias, initial, softplus));
   });
 }
 
-Tensor scan(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-            const Tensor& D, const Tensor& bias, bool softplus) {
-  return with_scan(u, delta, A, B, C, D, bias, softplus,
+std::tuple<Tensor, Tensor> scan(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                const Tensor& B, const Tensor& C, const Tensor& D,
+                                const Tensor& bias, const Tensor& initial, bool softplus) {
+  return with_scan(u, delta, A, B, C, D, bias, initial, softplus,
                    [](const auto& scan) { return scan.forward(); });
 }
 
-Gradients scan_backward(const Tensor& dy, const Tensor& u, const Tensor& delta, const Tensor& A,
-                        const Tensor& B, const Tensor& C, const Tensor& D, const Tensor& bias,
-                        bool softplus) {
-  TORCH_CHECK(dy.sizes() == u.sizes() && dy.scalar_type() == u.scalar_type(), "dy must be as u");
-  return with_scan(u, delta, A, B, C, D, bias, softplus,
-                   [&](const auto& scan) { return scan.backward(dy); });
+Gradients scan_backward(const Tensor& dy, const Tensor& d_last, const Tensor& u,
+                        const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                        const Tensor& D, const Tensor& bias, const Tensor& initial, bool softplus) {
+  for (const auto& [gradient, tensor] : {std::pair(dy, u), std::pair(d_last, initial)})
+    TORCH_CHECK(gradient.sizes() == tensor.sizes() &&
+                    gradient.scalar_type() == tensor.scalar_type(),
+                "dy must be as u, d_last as the initial state");
+  return with_scan(u, delta, A, B, C, D, bias, initial, softplus,
+                   [&](const auto& scan) { return scan.backward(dy, d_last.contiguous()); });
 }
 
 }  // namespace
@@ -473,11 +503,11 @@ Gradients scan_backward(const Tensor& dy, const Tensor& u, const Tensor& delta, 
 TORCH_LIBRARY(selective_scan, library) {
   library.def(
       "scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, "
-      "bool delta_softplus) -> Tensor");
+      "Tensor initial, bool delta_softplus) -> (Tensor, Tensor)");
   library.def(
-      "scan_backward(Tensor dy, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, "
-      "Tensor delta_bias, bool delta_softplus) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "scan_backward(Tensor dy, Tensor d_last, Tensor u, Tensor delta, Tensor A, Tensor B, "
+      "Tensor C, Tensor D, Tensor delta_bias, Tensor initial, bool delta_softplus) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(selective_scan, CPU, library) {
