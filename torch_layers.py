@@ -147,7 +147,7 @@ def _convert(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     parts = torch.view_as_real(tensor)
     converted = fn(parts)
     if converted.dtype.itemsize < torch.float32.itemsize:
-        converted = parts.to(converted.device)
+        converted = parts.to(converted.device, torch.float32)
     return torch.view_as_complex(converted)
 
 

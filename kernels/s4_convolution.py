@@ -5,7 +5,9 @@ times over the (d, sqrt(l), n) powers and the (d, l, l) products. Axes: b sequen
 l positions, n states of a channel. Once differentiable.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +39,17 @@ def causal_convolution(
         return _ToeplitzProduct.apply(u.to(kernel.dtype), kernel).to(u.dtype)
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that computes in its tensors' dtypes, where it is called under autocast."""
+
+    @functools.wraps(backward)
+    def plain(ctx: Any, gradient: Tensor) -> Any:
+        with torch.autocast(gradient.device.type, enabled=False):
+            return backward(ctx, gradient)
+
+    return plain
+
+
 class _ExponentialSum(torch.autograd.Function):
     """k_j = Re sum_n w_n exp(r_n j), the powers of exp(r) as products of two factors.
 
@@ -55,6 +68,7 @@ class _ExponentialSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         weights, near, far = ctx.saved_tensors
         grid = far.shape[1], near.shape[1]
@@ -92,6 +106,7 @@ class _ToeplitzProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         u, kernel = ctx.saved_tensors
         length = kernel.shape[1]
