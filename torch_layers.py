@@ -46,7 +46,10 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = T
 
 
 class PositionalEncoding(nn.Module):
-    """Sine and cosine of the position at geometric frequencies (Vaswani et al., 2017), added."""
+    """Sine and cosine of the position at geometric frequencies (Vaswani et al., 2017), added.
+
+    The released `SinusoidalPositionalEncoding` (commit 18a0a8d).
+    """
 
     def __init__(self, width: int, length: int, dropout: Dropout):
         """length: the longest input, L."""
@@ -63,7 +66,10 @@ class PositionalEncoding(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """A post-norm encoder layer with a causal mask: attention, then a ReLU feed-forward layer."""
+    """A post-norm encoder layer with a causal mask: attention, then a ReLU feed-forward layer.
+
+    The released class of this name (commit 18a0a8d), which wraps PyTorch's `TransformerEncoderLayer`.
+    """
 
     def __init__(
         self,
@@ -108,7 +114,10 @@ class TransformerLayer(nn.Module):
 
 
 class RNN(nn.Module):
-    """h_t = tanh(W x_t + b + U h_{t-1} + c), h_0 = 0; the output is h."""
+    """h_t = tanh(W x_t + b + U h_{t-1} + c), h_0 = 0; the output is h.
+
+    The released class of this name (commit 18a0a8d).
+    """
 
     def __init__(self, width: int, generator: torch.Generator):
         """All parameters uniform in +-1/sqrt(d), as in PyTorch."""
@@ -162,7 +171,8 @@ class S4Recurrence(KeepsComplex):
     x_l = exp(Delta A) x_{l-1} + Delta B u_l, y_l = 2 Re(C x_l) + D u_l, A = -exp(a) + i b. It is
     time-invariant, so y is a causal convolution of u: `mode` "convolution", or "scan" step by step,
     as the paper computed it. `softplus_step`: the released code hands exp(log Delta) to a scan that
-    applies softplus again, so that its steps are 0.69 to 0.74; false gives Delta itself.
+    applies softplus again, so that its steps are 0.69 to 0.74; false gives Delta itself. The
+    released class of this name (commit 18a0a8d), which only scans.
     """
 
     def __init__(
@@ -226,7 +236,8 @@ class MambaRecurrence(nn.Module):
     """Mamba's selective state-space model alone: no convolution, no gate, no expansion.
 
     (delta, B_t, C_t) = W x_t; Delta_t = softplus(V delta + c); A = -exp(log A);
-    h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t x_t; y_t = C_t h_t + D x_t (Gu and Dao, 2023).
+    h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t x_t; y_t = C_t h_t + D x_t (Gu and Dao, 2023). The
+    released class of this name (commit 18a0a8d).
     """
 
     def __init__(self, width: int, states: int, backend: str, generator: torch.Generator):

@@ -46,7 +46,10 @@ class GatedBlock(nn.Module):
 
 
 class SequenceModel(KeepsComplex):
-    """Input layer, blocks, output layer; `pool`: the mean over positions before the output."""
+    """Input layer, blocks, output layer; `pool`: the mean over positions before the output.
+
+    The released class of this name (commit 18a0a8d), whose blocks are spelled out in its forward.
+    """
 
     def __init__(
         self, embed: nn.Module, blocks: Sequence[nn.Module], output: nn.Linear, pool: bool

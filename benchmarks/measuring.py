@@ -1,4 +1,4 @@
-"""What the benchmarks of the PyTorch wing share: calls timed in turn, and the command line."""
+"""What the benchmarks of the PyTorch part share: calls timed in turn, and the command line."""
 
 import argparse
 import json

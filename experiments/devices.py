@@ -101,6 +101,9 @@ def jax_numbers() -> Iterator[None]:
 def torch_numbers() -> None:
     """PyTorch as the experiments mean it: float32 products in float32, on a GPU too."""
     forget_exported()
+    # Threads that wait for work sleep: where other processes share the cores, OpenMP's spinning
+    # threads would hold up those that have work, by 5 to 20 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     torch.set_float32_matmul_precision("highest")

@@ -19,7 +19,7 @@ from run_experiment import main
 pytestmark = pytest.mark.processes
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
-# The PyTorch wing, as small as it goes.
+# The PyTorch part, as small as it goes.
 TINY = {
     "hidden_dim": 8,
     "state_dim": 4,
@@ -105,7 +105,7 @@ def number_of_job(folder):
 
 
 def start_real(folder, *words, **settings):
-    """The real wing, in a process of its own."""
+    """The real experiment, in a process of its own."""
     words = walks.walk_words(folder, *words, **(TINY | settings))
     command = [sys.executable, ROOT / "run_experiment.py", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
