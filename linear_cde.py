@@ -250,8 +250,9 @@ def train_linear(
 ) -> float:
     """Fit the readout by ordinary least squares with an intercept; MSE on the validation paths.
 
-    The released function of this name (commit 18a0a8d), given features. The first `num_train` rows train. Fitted in float64: a float32 least-squares solve alone moves
-    the 2D MSE by 0.2 %, more than the choice of solver does.
+    The released function of this name (commit 18a0a8d), given features. The first `num_train` rows
+    train. Fitted in float64: a float32 least-squares solve alone moves the 2D MSE by 0.2 %, more
+    than the choice of solver does.
     Raises: FloatingPointError, when a feature is not finite.
     """
     if not np.isfinite(features).all():

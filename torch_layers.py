@@ -68,7 +68,7 @@ class PositionalEncoding(nn.Module):
 class TransformerLayer(nn.Module):
     """A post-norm encoder layer with a causal mask: attention, then a ReLU feed-forward layer.
 
-    The released class of this name (commit 18a0a8d), which wraps PyTorch's `TransformerEncoderLayer`.
+    The released class of this name (commit 18a0a8d) wraps PyTorch's `TransformerEncoderLayer`.
     """
 
     def __init__(
