@@ -121,7 +121,7 @@ def test_a_failed_compilation_shows_the_compilers_words(monkeypatch, tmp_path, e
     source = tmp_path / "broken.cpp"
     source.write_text(f"#error {error}\n")
     monkeypatch.setattr(build, "SOURCE", source)
-    monkeypatch.setitem(module.PREPARE, "cpp", module._prepare_cpp.__wrapped__)
+    monkeypatch.setattr(module, "READY", set())
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     for backend in ("auto", "cpp"):
         with pytest.raises(build.CompilationError, match=shown):

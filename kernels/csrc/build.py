@@ -98,7 +98,9 @@ def _compile_and_load(library: Path, flags: list[str]) -> None:
                 + (openmp if "'omp.h' file not found" in last_lines else "")
                 + last_lines
             ) from None
-        (Path(folder) / f"{NAME}.so").replace(library)
+        # Not always NAME.so: PyTorch counts the attempts of a process in the name.
+        (built,) = Path(folder).glob(f"{NAME}*.so")
+        built.replace(library)
 
 
 @contextmanager
