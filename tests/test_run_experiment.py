@@ -368,7 +368,7 @@ def test_without_signax_missing_data_say_what_to_install(
 def test_cuda_that_is_not_there_is_refused_with_the_remedy(jax, command, tmp_path):
     done = as_user(*command("--device", "cuda"), folder=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --device cuda: this JAX finds no CUDA device; install")
+    assert done.stderr.startswith("error: --device cuda: this JAX finds no such device; install")
     assert "--device cpu" in done.stderr and "Traceback" not in done.stderr
 
 
