@@ -42,6 +42,18 @@ class Schedule:
     checkpoint_interval: int
     stop_above: float | None = None
 
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after so many updates."""
+        return step % self.eval_interval == 0 or step == self.max_steps
+
+    def outcome(self, step: int, metric: float) -> str:
+        """How training ends with an evaluation; empty where it goes on."""
+        if self.stop_above is not None and metric > self.stop_above:
+            return "solved"
+        if step < self.max_steps:
+            return ""
+        return "finished" if self.stop_above is None else "not solved"
+
 
 @dataclass
 class History:
@@ -112,29 +124,33 @@ def train(
     description: str = "training",
     evaluated: Callable[[History], None] = lambda history: None,
     stop: Stop | None = None,
+    goes_on: bool = False,
 ) -> tuple[History, str]:
     """Train until the metric exceeds `stop_above` or for `max_steps`; resumes by itself.
 
     Evaluations come every `eval_interval` steps, the first before any update; `evaluated` is called
-    after each that does not end the run. Returns the history and the outcome: "solved" or "not
-    solved", "finished" where nothing was to be exceeded, or "diverged ...".
+    after each that does not end the run. The state before the one that does is saved: a schedule
+    that ends later need not evaluate there, and goes on as if it had not ended.
+    goes_on: say so if there is no state to go on from. Returns the history and the outcome:
+    "solved" or "not solved", "finished" where nothing was to be exceeded, or "diverged ...".
     Raises: KeyboardInterrupt, a checkpoint saved, once `stop` is wanted.
     """
     stop = stop or Stop()
-    at_the_end = "finished" if schedule.stop_above is None else "not solved"
     progress = Progress.resume(trainable, checkpoints)
+    if goes_on and not progress.step:
+        print(f"{description}: starts at step 0, {checkpoints.folder} holds no state to go on from")
     since = time.monotonic() - progress.seconds
     with progress_bar(description, schedule.max_steps, "step", progress.step) as bar:
         while True:
             progress.seconds = time.monotonic() - since
-            if progress.step % schedule.eval_interval == 0 or progress.step == schedule.max_steps:
+            if schedule.evaluates(progress.step):
                 metric = trainable.evaluate()
-                progress.record(metric)
                 bar.set_postfix_str(f"{metric_name} {metric:.4f}")
-                if schedule.stop_above is not None and metric > schedule.stop_above:
-                    return progress.history, "solved"
-                if progress.step == schedule.max_steps:
-                    return progress.history, at_the_end
+                if outcome := schedule.outcome(progress.step, metric):
+                    progress.save(trainable, checkpoints)
+                progress.record(metric)
+                if outcome:
+                    return progress.history, outcome
                 evaluated(progress.history)
             loss = trainable.update(progress.step)
             if not math.isfinite(loss):
@@ -182,9 +198,10 @@ def train_run(
             run.label,
             evaluated=lambda history: save(history, UNDER_WAY),
             stop=context.stop,
+            goes_on=kept >= 0,
         )
         save(history, outcome)
-        checkpoints.remove()
+        checkpoints.keep(1)
     value, step, seconds = history.metric[-1], history.steps[-1], history.seconds[-1]
     print(f"{run.label}: {outcome}, {metric_name} {value:.4f}, step {step:,}, {seconds:,.0f} s")
     return outcome

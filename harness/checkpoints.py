@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished run: atomic, verified, without pickle, the last two kept."""
+"""Checkpoints of a run: atomic, verified, without pickle; the last is kept, two until it ends."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from harness.atomic_files import atomic_write, npy_bytes
 from harness.errors import ResultsError
 from harness.paths import CHECKPOINTS
-from harness.records import Run, config_difference
+from harness.records import SCHEDULE, Run, config_difference, continues
 
 KEPT = 2
 # Counted up when a checkpoint's file comes to mean something else.
@@ -66,12 +66,13 @@ class Checkpoints:
         with atomic_write(self.folder / f"step_{step:09d}.npz") as file:
             file.write(content)
             file.write(_digest(content))
-        for old in self._files()[:-KEPT]:
-            old.unlink(missing_ok=True)
+        self.keep(KEPT)
 
     def load(self, like: Mapping[str, np.ndarray]) -> Checkpoint | None:
         """The newest whole checkpoint, or None; a damaged one is named and passed over.
 
+        It may be of a schedule that ends earlier. Those of another `eval_interval` are of no use:
+        their history has other steps. They are removed, with a line that says so.
         like: arrays of the names, shapes and dtypes that it must have.
         Raises: ResultsError, when it is of another format or config, or has other arrays.
         """
@@ -86,17 +87,28 @@ class Checkpoints:
             return self._unpacked(content, like)
         return None
 
+    def keep(self, count: int) -> None:
+        """Drop all but the last ones, and what a killed process was writing."""
+        for path in [*self._files()[:-count], *self.folder.glob(".step_*.tmp")]:
+            path.unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Drop all checkpoints: the run is finished, or is to start over."""
+        """Drop all checkpoints: the run is to start over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _unpacked(self, content: bytes, like: Mapping[str, np.ndarray]) -> Checkpoint:
+    def _unpacked(self, content: bytes, like: Mapping[str, np.ndarray]) -> Checkpoint | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as members:
             record = json.loads(members[STATE])
             if record["format"] != FORMAT:
                 self._refuse(f"format {record['format']} where this version reads {FORMAT}")
-            if record["config"] != self.config:
-                self._refuse(config_difference(record["config"], self.config))
+            found = record["config"]
+            if not continues(self.config, found, SCHEDULE):
+                self._refuse(config_difference(found, self.config))
+            if not continues(self.config, found):
+                difference = config_difference(found, self.config)
+                print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
+                self.remove()
+                return None
             arrays = {name: members[name] for name in members.files if name != STATE}
         for name in [*like, *arrays.keys() - like.keys()]:
             found, expected = _kind(arrays.get(name)), _kind(like.get(name))

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from harness.atomic_files import remove_temporaries
-from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import ResultsError
 from harness.locks import Lock
 from harness.paths import LOCKS
@@ -59,23 +58,6 @@ def claimed_runs(
         turn, first = others, False
         if turn:
             time.sleep(POLL_S)
-
-
-def remove_leftovers(runs: Sequence[Run]) -> None:
-    """Remove the checkpoints of finished runs: of processes killed just after they had saved.
-
-    Raises: OSError.
-    """
-    for run in runs:
-        folder = checkpoint_folder(run)
-        if not folder.exists() or run_state(run).status is not Status.DONE:
-            continue
-        lock = run_lock(run)
-        try:
-            if lock.try_acquire() is None:
-                Checkpoints(folder, run.config).remove()
-        finally:
-            lock.release()
 
 
 def _is_due(run: Run, overwrite: bool) -> bool:

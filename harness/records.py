@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -137,8 +137,8 @@ class RunState:
 def run_state(run: Run) -> RunState:
     """Decide from the files alone whether a run is done, missing, or in conflict with its files.
 
-    Files of the same training, ended earlier, are no conflict: the run goes further. If it ended
-    by itself, solved or diverged, the run is done, however often it was evaluated.
+    Files of the same training with an earlier end are no conflict: the run goes further. If it
+    ended by itself, solved or diverged, the run is done, however often it was evaluated.
     """
     if not all(path.exists() for path in run.files):
         return _still_to_do(run)
@@ -150,18 +150,13 @@ def run_state(run: Run) -> RunState:
     except ResultFileError as error:
         return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
     config, ended = record.config, record.outcome
-    if ended == UNDER_WAY and config == run.config:
-        return _still_to_do(run, "unfinished: its files hold the results so far")
     by_itself = ended == "solved" or ended.startswith("diverged")
-    usable = config == run.config or (
-        ended != UNDER_WAY
-        and _goes_further(run.config, config)
-        and (by_itself or config.get("eval_interval") == run.config.get("eval_interval"))
-    )
-    if not usable:
+    if not continues(run.config, config, SCHEDULE if by_itself else HORIZON):
         return RunState(
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
+    if ended == UNDER_WAY:
+        return _still_to_do(run, "unfinished: its files hold the results so far")
     for path in run.files:
         if not path.is_file() or record.files.get(path.name) != _sha256(path.read_bytes()):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
@@ -179,21 +174,24 @@ def _still_to_do(run: Run, reason: str = "") -> RunState:
     return RunState(run, status, not_needed or reason)
 
 
-def _goes_further(config: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether a config is that of a record but for its schedule, and ends no earlier."""
+def continues(
+    config: Mapping[str, Any], found: Mapping[str, Any], schedule: Set[str] = HORIZON
+) -> bool:
+    """Whether a config is another's but for these keys of its schedule, and ends no earlier."""
     if config.keys() != found.keys():
         return False
     different = {key for key in config if config[key] != found[key]}
-    return different <= SCHEDULE and all(found[key] < config[key] for key in different & HORIZON)
+    return different <= schedule and all(found[key] < config[key] for key in different & HORIZON)
 
 
 def steps_to_keep(run: Run) -> int:
-    """The last step of files that `run` goes further than; -1 where there are no such files."""
+    """The last step of files that `run` goes on from; -1 where there are no such files."""
     record = _usable_record(run)
-    if record is None or record.config == run.config:
+    if record is None or not continues(run.config, record.config):
         return -1
-    further = _goes_further(run.config, record.config)
-    return int(max(record.history.get("steps", [-1]))) if further else -1
+    if record.outcome != UNDER_WAY and record.config == run.config:
+        return -1
+    return int(max(record.history.get("steps", [-1])))
 
 
 def outcome(run: Run) -> str | None:
@@ -258,7 +256,7 @@ def save_not_needed(run: Run, reason: str, provenance: Mapping[str, Any]) -> Non
     """Record why a run was not done, or not gone on with. Raises: OSError, LockLostError."""
     run.context.confirm()
     record = _usable_record(run)
-    if record and _goes_further(run.config, record.config):
+    if record and continues(run.config, record.config):
         content = record.model_dump(exclude_unset=True)
     else:
         content = {"config": run.config, "files": {}, "outcome": NOT_NEEDED}

@@ -106,6 +106,40 @@ def test_checkpoints_of_another_config_are_refused_with_the_difference(tmp_path)
         Checkpoints(tmp_path, {**CONFIG, "length": 6}).load(ARRAYS)
 
 
+SCHEDULE = {"max_steps": 100, "eval_interval": 10}
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE | {"max_steps": 200}])
+def test_a_schedule_that_ends_later_goes_on_from_the_checkpoint(tmp_path, schedule):
+    Checkpoints(tmp_path, CONFIG | SCHEDULE).save(1, ARRAYS, {"step": 1})
+    assert Checkpoints(tmp_path, CONFIG | schedule).load(ARRAYS).state == {"step": 1}
+
+
+def test_a_schedule_that_ends_earlier_is_refused(tmp_path):
+    Checkpoints(tmp_path, CONFIG | SCHEDULE).save(1, ARRAYS, {})
+    with pytest.raises(ResultsError, match="max_steps 100 where this run has 50"):
+        Checkpoints(tmp_path, CONFIG | SCHEDULE | {"max_steps": 50}).load(ARRAYS)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("max_steps", [100, 200])
+def test_with_another_eval_interval_it_starts_anew_and_says_so(tmp_path, capsys, max_steps):
+    Checkpoints(tmp_path / "run", CONFIG | SCHEDULE).save(90, ARRAYS, {})
+    other = CONFIG | {"max_steps": max_steps, "eval_interval": 5}
+    assert Checkpoints(tmp_path / "run", other).load(ARRAYS) is None
+    said = capsys.readouterr().out
+    assert "starts at step 0" in said and "eval_interval 10 where this run has 5" in said
+    # Else the next ones, of lower steps, would be dropped as the oldest.
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_keeps_one_and_no_temporary_file(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2)
+    (tmp_path / ".step_000000003.npz.0123.tmp").touch()
+    checkpoints.keep(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000002.npz"]
+
+
 def test_a_failed_save_leaves_the_checkpoints_as_they_were(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path, 1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

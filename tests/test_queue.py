@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from harness import queue
-from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
 from harness.locks import Lock, this_process
-from harness.queue import claimed_runs, remove_leftovers, run_lock
+from harness.queue import claimed_runs, run_lock
 from harness.records import NOT_NEEDED, UNDER_WAY, Run, Status, run_state, save_run
 from harness.stopping import Stop
 from verdict.results import load_a5_results
@@ -143,15 +142,6 @@ def test_what_a_killed_process_was_writing_is_removed(runs):
     with claims(runs[:1]) as todo:
         next(todo)
         assert list(folder.iterdir()) == [other]
-
-
-def test_checkpoints_of_a_run_that_was_saved_before_its_process_was_killed_are_removed(runs):
-    for run in runs:
-        Checkpoints(checkpoint_folder(run), run.config).save(1, {"place": np.ones(1)}, {})
-    finish(runs[0])
-    finish(runs[1], UNDER_WAY)
-    remove_leftovers(runs)
-    assert [checkpoint_folder(run).exists() for run in runs] == [False, True, True]
 
 
 def test_a_stop_between_runs_ends_them_with_no_lock_left(runs):

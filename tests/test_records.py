@@ -27,6 +27,7 @@ from harness.records import (
     runs_to_do,
     save_not_needed,
     save_run,
+    steps_to_keep,
 )
 
 ORIGIN = {"commit": "abc"}
@@ -263,11 +264,18 @@ def test_a_run_whose_files_end_earlier_is_to_be_done(ended, ending):
         ("solved", SHORTER),
         ("solved", LONGER | {"seed": 2}),
         ("solved", LONGER | {"stop_accuracy": 0.9}),
-        (UNDER_WAY, LONGER),
+        (UNDER_WAY, SHORTER),
+        (UNDER_WAY, LONGER | OFTENER),
     ],
 )
 def test_files_that_a_longer_schedule_would_not_have_made_are_in_the_way(ended, ending, changes):
     assert run_state(ended(ending, **changes)).status is Status.CONFLICT
+
+
+def test_an_interrupted_run_goes_on_under_a_longer_schedule(ended):
+    run = ended(UNDER_WAY, **LONGER)
+    assert run_state(run).status is Status.MISSING
+    assert steps_to_keep(run) == 0
 
 
 @pytest.mark.parametrize("ending", ["finished", "solved"])

@@ -266,11 +266,12 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_a
     assert records[0]["files"] == records[1]["files"]
     assert records[0]["history"]["train_loss"] == records[1]["history"]["train_loss"]
     assert records[0]["outcome"] == "not solved"
-    assert not list((killed / "results" / "checkpoints").iterdir())
+    (kept,) = (killed / "results" / "checkpoints").glob("*/*")
+    assert kept.name == "step_000000240.npz"
 
 
 def test_a_toy_run_leaves_the_released_names_and_a_record_and_goes_further_when_asked(
-    tmp_path, write_toy_files, rng, capsys
+    tmp_path, write_toy_files, rng, capsys, monkeypatch
 ):
     write_toy_files(
         tmp_path,
@@ -292,10 +293,29 @@ def test_a_toy_run_leaves_the_released_names_and_a_record_and_goes_further_when_
     assert record["outcome"] == "finished"
     assert record["provenance"]["scan_backend"] == "reference"
     assert record["provenance"]["threads"] == torch.get_num_threads()
+    updates = count_updates(monkeypatch)
     assert main([*command, "--set", "max_steps=9"]) == 0
+    assert updates == [6, 7, 8]
     assert "its files end earlier, and stay until it is as far: max_steps 6" in (
         capsys.readouterr().out
     )
     further = [np.load(folder / f"{kind}_{stem}.npy") for kind in ("steps", "rmse")]
     assert further[0].tolist() == [0, 3, 6, 9]
     assert further[1][:3].tolist() == rmse.tolist()
+    command[command.index(str(tmp_path / "results"))] = str(tmp_path / "once")
+    assert main([*command, "--set", "max_steps=9"]) == 0
+    for name in (f"rmse_{stem}.npy", f"steps_{stem}.npy"):
+        alone = tmp_path / "once" / "outputs_toy" / name
+        assert alone.read_bytes() == (folder / name).read_bytes()
+
+
+def count_updates(monkeypatch):
+    """The steps that are done from here on."""
+    done, update = [], Training.update
+
+    def counted(self, step):
+        done.append(step)
+        return update(self, step)
+
+    monkeypatch.setattr(Training, "update", counted)
+    return done

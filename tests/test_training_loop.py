@@ -1,5 +1,8 @@
 """When a training run evaluates, stops and resumes, without any framework."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -113,19 +116,79 @@ def test_a_wish_to_stop_is_met_after_the_step_with_a_checkpoint(tmp_path):
     assert (again.metric, again.train_loss) == (whole.metric, whole.train_loss)
 
 
+def walk_to(folder, max_steps, walk, stop_above=None):
+    """Do a run whose files are in a folder below this one."""
+    schedule = Schedule(max_steps, 10, checkpoint_interval=4, stop_above=stop_above)
+    files = (folder / "out" / "steps.npy", folder / "out" / "updates.npy")
+    run = Run("a walk", files, {"max_steps": max_steps, "eval_interval": 10})
+    train_run(run, walk, schedule, "updates", {})
+    return run
+
+
+def files_of(folder):
+    """What a run leaves, but for its times: its files, and the state that is kept."""
+    (kept,) = (folder / "checkpoints").glob("*/*.npz")
+    history = json.loads((folder / "out" / "steps.json").read_text())["history"]
+    with np.load(kept) as members:
+        place = members["place"].tobytes()
+    arrays = [path.read_bytes() for path in sorted((folder / "out").glob("*.npy"))]
+    return kept.name, place, arrays, history["train_loss"]
+
+
+@pytest.mark.parametrize("ends", [[20], [24], [25], [7, 23], [20, 25]])
+@pytest.mark.parametrize("stop_at", [None, 6, 19])
+def test_a_longer_schedule_goes_on_to_the_bits_of_one_long_run(tmp_path, ends, stop_at):
+    walk_to(tmp_path / "once", 40, Walk())
+    folder = tmp_path / "further"
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            walk_to(folder, ends[0], Walk(min(stop_at, ends[0] - 1)))
+        ends = ends[1:]  # an interrupted run goes on under a longer schedule too
+    for end in ends:
+        walk_to(folder, end, Walk())
+    last = Counted()
+    walk_to(folder, 40, last)
+    assert files_of(folder) == files_of(tmp_path / "once")
+    if ends:
+        assert last.steps == list(range(ends[-1], 40))
+
+
+class Counted(Walk):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def update(self, step):
+        self.steps.append(step)
+        return super().update(step)
+
+
+def test_the_state_of_a_solved_run_is_kept(tmp_path):
+    run = walk_to(tmp_path, 40, Walk(), stop_above=15)
+    assert outcome(run) == "solved"
+    assert files_of(tmp_path)[0] == "step_000000020.npz"
+
+
+def test_without_the_kept_state_a_longer_schedule_starts_at_step_0_and_says_so(tmp_path, capsys):
+    walk_to(tmp_path, 20, Walk())
+    assert "starts at step 0" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "checkpoints")
+    again = Counted()
+    walk_to(tmp_path, 40, again)
+    assert again.steps == list(range(40))
+    assert f"a walk: starts at step 0, {tmp_path / 'checkpoints'}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("stop_at", [5, 15, 27, None])
 def test_a_longer_run_replaces_the_curve_that_is_there_once_it_is_as_long(tmp_path, stop_at):
     def run_to(max_steps, walk):
-        schedule = Schedule(max_steps, eval_interval=10, checkpoint_interval=4)
-        files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
-        run = Run("a walk", files, {"max_steps": max_steps, "eval_interval": 10})
-        train_run(run, walk, schedule, "updates", {})
-        return run
+        return walk_to(tmp_path, max_steps, walk)
 
     def steps():
         return np.load(tmp_path / "out" / "steps.npy").tolist()
 
     run_to(20, Walk())
+    shutil.rmtree(tmp_path / "checkpoints")  # else it would not be shorter at any moment
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     if stop_at is not None:
         with pytest.raises(KeyboardInterrupt):
@@ -140,12 +203,11 @@ def test_a_longer_run_replaces_the_curve_that_is_there_once_it_is_as_long(tmp_pa
 
 def test_a_longer_run_that_ends_before_the_curve_that_is_there_replaces_it(tmp_path):
     files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
-    runs = [Run("a walk", files, {"max_steps": n, "eval_interval": 10}) for n in (20, 40)]
-    for run, walk in zip(runs, (Walk(), Explosive()), strict=True):
-        schedule = Schedule(run.config["max_steps"], 10, checkpoint_interval=4)
-        train_run(run, walk, schedule, "updates", {})
+    walk_to(tmp_path, 20, Walk())
+    shutil.rmtree(tmp_path / "checkpoints")
+    run = walk_to(tmp_path, 40, Explosive())
     assert np.load(files[0]).tolist() == [0]
-    assert outcome(runs[1]).startswith("diverged")
+    assert outcome(run).startswith("diverged")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
