@@ -131,12 +131,12 @@ class Training:
         self.state = TrainState(model, optimizer.init(eqx.filter(model, eqx.is_array)))
         self.orders, self.key = orders, key
 
-    def update(self, step: int) -> float:
+    def update(self, step: int) -> Float[Array, ""]:
         """One update for each order; returns the first one's loss."""
         batches = [data.take(order.rows(step)) for data, order in self.orders]
         key = jr.fold_in(self.key, step)
         self.state, loss = train_step(self.state, batches, key, self.optimizer, self.dropout)
-        return float(loss)
+        return loss
 
     def evaluate(self) -> float:
         """The metric of the model as it is."""

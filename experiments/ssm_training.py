@@ -102,8 +102,8 @@ class Training:
             steps = torch.zeros((), device=parameter.device)
             optimizer.state[parameter] = {"step": steps, **moments}
 
-    def update(self, step: int) -> float:
-        """One update; returns the loss of the first source's batch."""
+    def update(self, step: int) -> Tensor:
+        """One update; returns the loss of the first source's batch, a scalar."""
         if self.dropout is not None:
             generator, seed = self.dropout
             reseed(generator, [*seed, step])
@@ -116,7 +116,7 @@ class Training:
             loss.backward()
             losses.append(loss.detach())
         self.optimizer.step()
-        return float(losses[0])
+        return losses[0]
 
     def evaluate(self) -> float:
         """The metric of the model as it is."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from harness.progress import progress_bar
 from harness.records import UNDER_WAY, Run, save_run, steps_to_keep
 from harness.stopping import Stop
 
+# Reading a loss waits for the device, so it is done for so many steps together, at most.
+UNREAD = 100
+
 
 class Trainable(Protocol):
     """A model with its optimizer and its data."""
 
-    def update(self, step: int) -> float:
+    def update(self, step: int) -> SupportsFloat:
         """Do step `step`, counted from 0; returns its training loss."""
 
     def evaluate(self) -> float:
@@ -69,6 +72,13 @@ class History:
         values = {metric: self.metric[-1], "train_loss": self.train_loss[-1]}
         return {name: value for name, value in values.items() if value is not None}
 
+    def in_words(self, metric: str) -> list[str]:
+        """The last evaluation, its step and the time; nothing without any."""
+        if not self.steps:
+            return []
+        last = f"{metric} {self.metric[-1]:.4f}"
+        return [last, f"step {self.steps[-1]:,}", f"{self.seconds[-1]:,.0f} s"]
+
     def named(self, metric: str) -> dict[str, list]:
         """The history for a record, the metric under its own name."""
         return {metric if key == "metric" else key: value for key, value in asdict(self).items()}
@@ -83,12 +93,22 @@ class Progress:
     loss_sum: float = 0.0
     losses: int = 0
     seconds: float = 0.0
+    unread: list[SupportsFloat] = field(default_factory=list)  # none in a checkpoint
 
-    def add_loss(self, loss: float) -> None:
+    def add_loss(self, loss: SupportsFloat) -> None:
         """Count a step and its loss."""
         self.step += 1
-        self.loss_sum += loss
-        self.losses += 1
+        self.unread.append(loss)
+
+    def read_losses(self) -> str:
+        """Add up the losses of the last steps. Returns how they diverged, empty if they did not."""
+        for step, loss in enumerate(map(float, self.unread), self.step - len(self.unread)):
+            if not math.isfinite(loss):
+                return f"diverged: the loss was {loss} at step {step}"
+            self.loss_sum += loss
+            self.losses += 1
+        self.unread = []
+        return ""
 
     def record(self, metric: float) -> None:
         """Add an evaluation to the history."""
@@ -113,7 +133,9 @@ class Progress:
 
     def save(self, trainable: Trainable, checkpoints: Checkpoints) -> None:
         """Write a checkpoint."""
-        checkpoints.save(self.step, trainable.arrays(), asdict(self))
+        state = asdict(self)
+        del state["unread"]
+        checkpoints.save(self.step, trainable.arrays(), state)
 
 
 def train(
@@ -145,6 +167,9 @@ def train(
             progress.seconds = time.monotonic() - since
             if schedule.evaluates(progress.step):
                 metric = trainable.evaluate()
+                if not math.isfinite(metric):
+                    words = f"diverged: the {metric_name} was {metric} at step {progress.step}"
+                    return progress.history, words
                 bar.set_postfix_str(f"{metric_name} {metric:.4f}")
                 if outcome := schedule.outcome(progress.step, metric):
                     progress.save(trainable, checkpoints)
@@ -152,15 +177,17 @@ def train(
                 if outcome:
                     return progress.history, outcome
                 evaluated(progress.history)
-            loss = trainable.update(progress.step)
-            if not math.isfinite(loss):
-                return progress.history, f"diverged: the loss was {loss} at step {progress.step}"
-            progress.add_loss(loss)
+            progress.add_loss(trainable.update(progress.step))
             bar.update()
-            if stop.wanted or progress.step % schedule.checkpoint_interval == 0:
+            step, stops = progress.step, stop.wanted
+            saves = stops or step % schedule.checkpoint_interval == 0
+            reads = saves or schedule.evaluates(step) or step % UNREAD == 0
+            if reads and (diverged := progress.read_losses()):
+                return progress.history, diverged
+            if saves:
                 progress.seconds = time.monotonic() - since
                 progress.save(trainable, checkpoints)
-            if stop.wanted:
+            if stops:
                 raise KeyboardInterrupt
 
 
@@ -181,12 +208,13 @@ def train_run(
 
     def save(history: History, outcome: str) -> None:
         arrays = [np.asarray(history.steps), np.asarray(history.metric)]
-        context.show(history.steps[-1], history.latest(metric_name))
-        if outcome == UNDER_WAY and history.steps[-1] < kept:
+        if not history.steps:  # diverged before any update
+            save_run(run, [], {"outcome": outcome}, provenance)
             return
-        save_run(
-            run, arrays, {"outcome": outcome, "history": history.named(metric_name)}, provenance
-        )
+        context.show(history.steps[-1], history.latest(metric_name))
+        if outcome != UNDER_WAY or history.steps[-1] >= kept:
+            details = {"outcome": outcome, "history": history.named(metric_name)}
+            save_run(run, arrays, details, provenance)
 
     checkpoints = Checkpoints(checkpoint_folder(run), run.config, context.confirm)
     with context.stop.deferred():
@@ -202,8 +230,7 @@ def train_run(
         )
         save(history, outcome)
         checkpoints.keep(1)
-    value, step, seconds = history.metric[-1], history.steps[-1], history.seconds[-1]
-    print(f"{run.label}: {outcome}, {metric_name} {value:.4f}, step {step:,}, {seconds:,.0f} s")
+    print(", ".join([f"{run.label}: {outcome}", *history.in_words(metric_name)]))
     return outcome
 
 

@@ -141,6 +141,10 @@ def run_state(run: Run) -> RunState:
     ended by itself, solved or diverged, the run is done, however often it was evaluated.
     """
     if not all(path.exists() for path in run.files):
+        found = _usable_record(run)
+        never_began = found and not found.files and found.outcome.startswith("diverged")
+        if never_began and continues(run.config, found.config, SCHEDULE):
+            return RunState(run, Status.DONE, found.outcome)
         return _still_to_do(run)
     if not run.record.exists():
         reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
@@ -239,13 +243,18 @@ def save_run(
 ) -> None:
     """Save a finished run: one .npy for each of `run.files`, and the record that names them.
 
+    Without arrays, of a run that diverged before its first value, the record alone is left.
+
     Every byte is on disk before a name changes, so a full disk leaves what was there before.
     Raises: OSError, ValueError, LockLostError.
     """
     run.context.confirm()
-    contents = {p: npy_bytes(array) for p, array in zip(run.files, arrays, strict=True)}
+    files = run.files if arrays else ()
+    contents = {p: npy_bytes(array) for p, array in zip(files, arrays, strict=True)}
     digests = {path.name: _sha256(data) for path, data in contents.items()}
     record = {"config": run.config, "files": digests, **details, "provenance": provenance}
+    for path in set(run.files) - set(files):
+        path.unlink(missing_ok=True)
     # Meanwhile the record says so: a crash between two names leaves a run that counts as missing.
     meanwhile = {**record, "outcome": UNDER_WAY}
     first, last = map(_json_bytes, (meanwhile, record))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from experiments import training_loop
 from experiments.training_loop import DataOrder, Schedule, train, train_run
 from harness.checkpoints import Checkpoints
 from harness.progress import progress_bar
-from harness.records import Run, outcome
+from harness.records import Run, Status, outcome, read_record, run_state
 from harness.stopping import Stop
 
 
@@ -214,6 +215,76 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(tmp_path):
     history, outcome = train(Explosive(), SCHEDULE, Checkpoints(tmp_path, {}), "updates")
     assert outcome == "diverged: the loss was nan at step 3"
     assert history.steps == [0]
+
+
+class NotANumber(Walk):
+    """Its metric is NaN from an update on."""
+
+    def __init__(self, since):
+        super().__init__()
+        self.since = since
+
+    def evaluate(self):
+        return self.updates if self.updates < self.since else float("nan")
+
+
+@pytest.mark.parametrize("since", [0, 10, 20])
+def test_a_metric_that_is_not_finite_ends_the_run_with_a_record(tmp_path, since):
+    run = walk_to(tmp_path, 40, NotANumber(since))
+    record = read_record(run.record)
+    assert record.outcome == f"diverged: the updates was nan at step {since}"
+    steps = list(range(0, since, 10))
+    assert record.history.get("steps", []) == steps
+    assert [np.load(path).tolist() for path in run.files if path.exists()] == [steps] * 2 * (
+        since > 0
+    )
+    assert run_state(run).status is Status.DONE
+    longer = replace(run, config={**run.config, "max_steps": 80})
+    assert run_state(longer).status is Status.DONE
+
+
+def test_a_run_that_diverges_at_once_leaves_no_file_of_the_result_it_replaces(tmp_path):
+    walk_to(tmp_path, 20, Walk())
+    shutil.rmtree(tmp_path / "checkpoints")
+    run = walk_to(tmp_path, 20, NotANumber(0))
+    assert not any(path.exists() for path in run.files)
+    assert run_state(run).status is Status.DONE
+
+
+class Unread(Walk):
+    """Its losses note when they are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = []
+
+    def update(self, step):
+        walk, loss = self, super().update(step)
+
+        class Loss:
+            def __float__(self):
+                walk.reads.append((step, walk.updates))
+                return loss
+
+        return Loss()
+
+
+def test_a_loss_is_read_once_and_not_at_every_step(tmp_path):
+    walk = Unread()
+    schedule = Schedule(max_steps=250, eval_interval=1000, checkpoint_interval=130)
+    history, _ = train(walk, schedule, Checkpoints(tmp_path, {}), "updates")
+    due = [100] * 100 + [130] * 30 + [200] * 70 + [250] * 50
+    assert walk.reads == list(enumerate(due))
+    total = 0.0
+    for step in range(250):
+        total += float(np.random.default_rng([7, step]).random())
+    assert history.train_loss[-1] == total / 250
+
+
+def test_no_state_is_saved_after_a_loss_that_was_not_finite(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {})
+    assert "at step 3" in train(Explosive(), SCHEDULE, checkpoints, "updates")[1]
+    assert checkpoints.load(Walk().arrays()) is None
 
 
 def test_data_order_visits_every_row_once_an_epoch_and_needs_no_past():
