@@ -45,8 +45,9 @@ run twice.
 For that the last state of each trained run stays in checkpoints/ of the results folder: weights and
 Adam's moments, 3 times the parameters' bytes (30 to 480 MiB for a model on A5, 3 to 11 on the toy
 task). Where it was deleted, a longer schedule starts at step 0 and says so.
-Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or SIGUSR2
-(a checkpoint is saved first). SIGTERM also stops a script's background job, which ignores Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or
+SIGUSR2. They save a checkpoint first; a second Ctrl-C ends at once. SIGTERM also stops a script's
+background job, which ignores Ctrl-C.
 """
 
 # Short flags for keys of the config: metavar, help.
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             # Asked first: JAX may turn the KeyboardInterrupt itself into another error.
             if stop.wanted:
-                message = "stopped; finished runs are kept, the same command goes on"
+                how = " without --overwrite" if arguments.overwrite else ""
+                message = f"stopped; finished runs are kept, the same command{how} goes on"
                 return fail(message, code=stop.exit_code)
             if isinstance(error, ConfigError | ResultsError | UnavailableError):
                 return fail(str(error), code=2)
@@ -113,7 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results-dir", type=Path, metavar="DIR", help="default: the config's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
-        "--overwrite", action="store_true", help="repeat and replace existing results"
+        "--overwrite",
+        action="store_true",
+        help="do runs anew; their results and states are replaced",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print the runs and their state, run nothing"

@@ -1,11 +1,13 @@
 """The runs that this process does: one at a time, each under its lock, none that others hold."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 from harness.atomic_files import remove_temporaries
+from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import ResultsError
 from harness.locks import Lock
 from harness.paths import LOCKS
@@ -13,6 +15,7 @@ from harness.records import Run, RunContext, Show, Status, provenance, run_state
 from harness.stopping import Stop
 
 POLL_S = 2.0
+Version = tuple[int, int] | None
 Display = Callable[[Run], AbstractContextManager[Show]]
 
 
@@ -23,14 +26,27 @@ def run_lock(run: Run) -> Lock:
 
 def claimed_runs(
     runs: Sequence[Run], stop: Stop, display: Display, *, overwrite: bool, wait: bool
-) -> Iterator[Run]:
+) -> Generator[Run]:
     """The runs still to be done, each with its context, its lock held while the caller is at it.
 
     A run that another process holds is passed over with a line that names the owner. With `wait`
-    its turn comes again after the others, until it is done, or its owner is dead.
+    its turn comes again after the others, until it is done, or its owner is dead. With `overwrite`
+    a run starts anew, unless another process has done it since this call.
     display: opens where a run's values are shown. To be closed, so that no lock is kept.
     Raises: ResultsError, UnavailableError, OSError, KeyboardInterrupt once `stop` is wanted.
     """
+    before = {run.record: _version(run.record) for run in runs} if overwrite else {}
+    return _claimed(runs, stop, display, before, wait)
+
+
+def _claimed(
+    runs: Sequence[Run],
+    stop: Stop,
+    display: Display,
+    replaced: Mapping[Path, Version],
+    wait: bool,
+) -> Generator[Run]:
+    """`claimed_runs`; replaced: the records that are to be replaced, as they were."""
     locks = [run_lock(run) for run in runs]
     turn, first = list(zip(runs, locks, strict=True)), True
     while turn:
@@ -38,7 +54,7 @@ def claimed_runs(
         for run, lock in turn:
             try:
                 owner = lock.try_acquire()
-                if owner is None and _is_due(run, overwrite):
+                if owner is None and _is_due(run, replaced):
                     with display(run) as show:
                         yield replace(run, context=RunContext(lock.confirm, stop, show))
             finally:
@@ -46,7 +62,7 @@ def claimed_runs(
             if owner is None:
                 if stop.wanted:
                     raise KeyboardInterrupt
-            elif overwrite or run_state(run).status is not Status.DONE:
+            elif _is_replaced(run, replaced) or run_state(run).status is not Status.DONE:
                 others.append((run, lock))
                 if first:
                     print(f"{run.label}: passed over, held by {owner}", flush=True)
@@ -60,14 +76,31 @@ def claimed_runs(
             time.sleep(POLL_S)
 
 
-def _is_due(run: Run, overwrite: bool) -> bool:
+def _version(path: Path) -> Version:
+    """What is another once a file was replaced; None where there is none. Raises: OSError."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _is_replaced(run: Run, replaced: Mapping[Path, Version]) -> bool:
+    """Whether a run's result is to be replaced, and nobody did so meanwhile."""
+    return run.record in replaced and (
+        replaced[run.record] == _version(run.record) or run_state(run).status is not Status.DONE
+    )
+
+
+def _is_due(run: Run, replaced: Mapping[Path, Version]) -> bool:
     """Whether a run is still to be done, now that nobody else can be at it.
 
     One that is not needed any more gets a record that says so. Raises: ResultsError, OSError.
     """
     for path in (run.record, *run.files):
         remove_temporaries(path)
-    if overwrite:
+    if _is_replaced(run, replaced):
+        Checkpoints(checkpoint_folder(run), run.config).remove()
         return True
     state = run_state(run)
     match state.status:

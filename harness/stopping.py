@@ -1,12 +1,14 @@
-"""How a signal ends a run: Ctrl-C at once, SIGTERM and SIGUSR2 with a checkpoint first.
+"""How a signal ends a run: with a checkpoint first, if it trains; a second Ctrl-C ends it at once.
 
 Who starts a command may have Ctrl-C ignored, as a shell script has for its background jobs, which
 are not meant by it; then it stays ignored, and SIGTERM stops them.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Self
 
@@ -18,7 +20,8 @@ GRACEFUL = (signal.SIGTERM, signal.SIGUSR2)
 class Stop:
     """A wish to stop, and the signal it came by. A context manager that listens to signals.
 
-    Signals raise KeyboardInterrupt; those of `GRACEFUL` only note the wish while it is deferred.
+    Signals raise KeyboardInterrupt; while that is deferred, they only note the wish, but for a
+    second Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -60,7 +63,11 @@ class Stop:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del frame
+        again = self.number == signal.SIGINT
         # A second signal must not hide that the first was Ctrl-C.
-        self.number = self.number if self.number == signal.SIGINT else number
-        if number not in GRACEFUL or not self._deferred:
+        self.number = signal.SIGINT if again else number
+        if not self._deferred or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            with suppress(OSError):  # `print` may be interrupted by this, and cannot begin again
+                os.write(sys.stderr.fileno(), b"\nsaving; Ctrl-C again ends at once\n")

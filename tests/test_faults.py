@@ -157,13 +157,23 @@ def test_a_background_job_ignores_ctrl_c_as_its_shell_wants_and_sigterm_stops_it
     assert walks.newest_step(tmp_path) == 26
 
 
-def test_ctrl_c_stops_a_run_at_once_and_the_same_command_goes_on(tmp_path, undisturbed):
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_a_checkpoint_first_and_a_second_one_ends_at_once(
+    tmp_path, undisturbed, times
+):
     process = walks.start_held(tmp_path, 25)
     process.send_signal(signal.SIGINT)
+    while "Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    if times == 2:
+        process.send_signal(signal.SIGINT)  # while it is held
+    else:
+        walks.let_go(tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors and "Traceback" not in errors
-    assert walks.newest_step(tmp_path) == 20 and walks.worker_pids(tmp_path) == []
+    assert walks.newest_step(tmp_path) == (26 if times == 1 else 20)
+    assert walks.worker_pids(tmp_path) == []
     assert_finishes(tmp_path, undisturbed)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness import queue
+from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
 from harness.locks import Lock, this_process
 from harness.queue import claimed_runs, run_lock
@@ -84,6 +85,37 @@ def test_a_run_that_others_finished_since_the_plan_is_not_repeated(runs, capsys)
     assert "run 0: done by another process meanwhile" in capsys.readouterr().out
     with claims(runs, overwrite=True) as todo:
         assert [run.label for run in todo] == ["run 0", "run 1", "run 2"]
+
+
+def test_overwriting_starts_anew_whatever_the_config_of_the_checkpoint(runs):
+    old = Checkpoints(checkpoint_folder(runs[0]), {"length": 7})
+    old.save(1, {"place": np.ones(1)}, {})
+    with claims(runs[:1], overwrite=True) as todo:
+        run = next(todo)
+        assert Checkpoints(checkpoint_folder(run), run.config).load({}) is None
+
+
+def test_two_commands_that_overwrite_do_a_run_once(runs, monkeypatch):
+    for run in runs:
+        finish(run)
+    other = run_lock(runs[0])
+    other.try_acquire()
+
+    def meanwhile(seconds):
+        finish(runs[0])  # by the process that held it
+        other.release()
+
+    monkeypatch.setattr(queue.time, "sleep", meanwhile)
+    with claims(runs, wait=True, overwrite=True) as todo:
+        finish(runs[2])  # between the command's start and its turn
+        assert [run.label for run in todo] == ["run 1"]
+
+
+def test_a_run_that_another_command_began_to_overwrite_and_left_is_done_anew(runs):
+    finish(runs[0])
+    with claims(runs[:1], overwrite=True) as todo:
+        finish(runs[0], UNDER_WAY)
+        assert [run.label for run in todo] == ["run 0"]
 
 
 def test_files_of_another_config_that_came_since_the_plan_are_refused(runs):
