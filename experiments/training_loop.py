@@ -13,11 +13,13 @@ import numpy as np
 
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.progress import progress_bar
-from harness.records import UNDER_WAY, Run, save_run, steps_to_keep
+from harness.records import UNFINISHED, Run, save_run, steps_to_keep
 from harness.stopping import Stop
 
 # Reading a loss waits for the device, so it is done for so many steps together, at most.
 UNREAD = 100
+# What tells a process from the others that did a part of a run.
+PROCESS = ("host", "device", "version", "commit", "dirty", "packages", "command")
 
 
 class Trainable(Protocol):
@@ -200,7 +202,7 @@ def train_run(
 ) -> str:
     """One run of an experiment: train, save the result with its record, print a line.
 
-    After every evaluation the curve so far is saved too, with a record that says `UNDER_WAY`; over
+    After every evaluation the curve so far is saved too, with a record that says `UNFINISHED`; over
     files of the same training that ended earlier, once it is as long as they are.
     Returns the outcome. Raises: LockLostError, OSError, KeyboardInterrupt.
     """
@@ -209,14 +211,20 @@ def train_run(
     def save(history: History, outcome: str) -> None:
         arrays = [np.asarray(history.steps), np.asarray(history.metric)]
         if not history.steps:  # diverged before any update
-            save_run(run, [], {"outcome": outcome}, provenance)
+            save_run(run, [], {"outcome": outcome}, origin())
             return
         context.show(history.steps[-1], history.latest(metric_name))
-        if outcome != UNDER_WAY or history.steps[-1] >= kept:
+        if outcome != UNFINISHED or history.steps[-1] >= kept:
             details = {"outcome": outcome, "history": history.named(metric_name)}
-            save_run(run, arrays, details, provenance)
+            save_run(run, arrays, details, origin())
 
-    checkpoints = Checkpoints(checkpoint_folder(run), run.config, context.confirm)
+    def origin() -> dict[str, Any]:
+        done_by = checkpoints.processes
+        return {**provenance, "started": done_by[0]["started"], "processes": done_by}
+
+    process = {key: provenance[key] for key in PROCESS if key in provenance}
+    process["started"] = context.started
+    checkpoints = Checkpoints(checkpoint_folder(run), run.config, context.confirm, process)
     with context.stop.deferred():
         history, outcome = train(
             trainable,
@@ -224,7 +232,7 @@ def train_run(
             checkpoints,
             metric_name,
             run.label,
-            evaluated=lambda history: save(history, UNDER_WAY),
+            evaluated=lambda history: save(history, UNFINISHED),
             stop=context.stop,
             goes_on=kept >= 0,
         )

@@ -50,18 +50,22 @@ class Checkpoints:
         folder: Path,
         config: Mapping[str, Any],
         confirm: Callable[[], None] = lambda: None,
+        process: Mapping[str, Any] | None = None,
     ):
         """folder: made when the first checkpoint is saved; config: what defines the run.
 
         confirm: asked before every save; raises if this process may not save any more.
+        process: what this one is, for the list `processes`, to which `load` adds those before.
         """
         self.folder, self.confirm = folder, confirm
         self.config = dict(config)
+        self.processes = [dict(process or {})]
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Save a checkpoint and drop all but the last two. Raises: OSError, nothing lost."""
         self.confirm()
         record = {"format": FORMAT, "config": self.config, "state": dict(state)}
+        record["processes"] = self.processes
         content = _packed(arrays, record)
         with atomic_write(self.folder / f"step_{step:09d}.npz") as file:
             file.write(content)
@@ -114,6 +118,7 @@ class Checkpoints:
             found, expected = _kind(arrays.get(name)), _kind(like.get(name))
             if found != expected:
                 self._refuse(f"{found} as the array {name} where this run has {expected}")
+        self.processes = [*record.get("processes", []), *self.processes]
         return Checkpoint(arrays, record["state"])
 
     def _refuse(self, difference: str) -> NoReturn:

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import shlex
+import socket
 import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harness.atomic_files import npy_bytes, write_together
 from harness.errors import ResultFileError, ResultsError
@@ -22,7 +33,7 @@ from harness.stopping import Stop
 
 Show = Callable[[int, Mapping[str, float]], None]
 # The outcome in the record of a run that has results so far, but is not done.
-UNDER_WAY = "under way"
+UNFINISHED = "unfinished"
 # That of a run without files, whose result others have made needless.
 NOT_NEEDED = "not needed"
 # That of a run whose record does not name any.
@@ -46,13 +57,15 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
+    version: str | None = None
     commit: str | None = None
     dirty: bool | None = None
     packages: dict[str, str] = {}
     device: str | None = None
     threads: int | None = None
     machine: dict[str, Any] = {}
-    started: str | None = None
+    started: str | None = None  # the run's first process
+    processes: list[dict[str, Any]] = []  # all that did a part of the run, the last one too
 
 
 class Record(BaseModel):
@@ -72,12 +85,28 @@ class Record(BaseModel):
     history: dict[str, Annotated[list[int | float | None], Field(min_length=1)]] = {}
     provenance: Origin = Origin()
 
+    @field_validator("outcome")
+    @classmethod
+    def _one_word_for_unfinished(cls, outcome: str) -> str:
+        """Earlier records have another."""
+        return UNFINISHED if outcome == "under way" else outcome
+
+    @field_validator("history")
+    @classmethod
+    def _one_name_for_accuracy(cls, history: dict[str, Any]) -> dict[str, Any]:
+        """The first records of the Linear CDE on A5 have that of its file."""
+        return {"accuracy" if name == "val_accs" else name: v for name, v in history.items()}
+
     @model_validator(mode="after")
     def _history_is_a_table(self) -> Self:
         steps = self.history.get("steps", [])
         if None in steps or any(len(v) != len(steps) for v in self.history.values()):
             raise ValueError("history: a value without its step")
         return self
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_record(path: Path) -> Record:
@@ -103,6 +132,8 @@ class RunContext:
     stop: Stop = field(default_factory=Stop)
     # Shows values by name at a step, while the run goes on.
     show: Show = lambda step, values: None
+    # When this process began it (UTC).
+    started: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,7 @@ def run_state(run: Run) -> RunState:
         return RunState(
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
-    if ended == UNDER_WAY:
+    if ended == UNFINISHED:
         return _still_to_do(run, "unfinished: its files hold the results so far")
     for path in run.files:
         if not path.is_file() or record.files.get(path.name) != _sha256(path.read_bytes()):
@@ -193,7 +224,7 @@ def steps_to_keep(run: Run) -> int:
     record = _usable_record(run)
     if record is None or not continues(run.config, record.config):
         return -1
-    if record.outcome != UNDER_WAY and record.config == run.config:
+    if record.outcome != UNFINISHED and record.config == run.config:
         return -1
     return int(max(record.history.get("steps", [-1])))
 
@@ -252,11 +283,12 @@ def save_run(
     files = run.files if arrays else ()
     contents = {p: npy_bytes(array) for p, array in zip(files, arrays, strict=True)}
     digests = {path.name: _sha256(data) for path, data in contents.items()}
-    record = {"config": run.config, "files": digests, **details, "provenance": provenance}
+    origin = {"started": run.context.started, **provenance}
+    record = {"config": run.config, "files": digests, **details, "provenance": origin}
     for path in set(run.files) - set(files):
         path.unlink(missing_ok=True)
     # Meanwhile the record says so: a crash between two names leaves a run that counts as missing.
-    meanwhile = {**record, "outcome": UNDER_WAY}
+    meanwhile = {**record, "outcome": UNFINISHED}
     first, last = map(_json_bytes, (meanwhile, record))
     write_together([(run.record, first), *contents.items(), (run.record, last)])
 
@@ -297,16 +329,19 @@ def latest_metric(run: Run) -> str:
 
 
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
-    """How results are being made: commit, versions, hardware and the time now (UTC)."""
+    """How this process makes results: command line, version, commit, packages, hardware."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     commit = _git("rev-parse", "HEAD")
     changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
     return {
+        "version": project["version"],
+        "command": shlex.join(sys.argv),
+        "host": socket.gethostname(),
         "commit": commit or None,
         "dirty": changed if commit else None,
         "packages": package_versions(packages),
         "device": device,
         "machine": describe_machine(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_at_a_result_keeps_the_curve_so_far(small_disk, undi
     assert process.returncode == 1, errors
     assert "No space left on device" in errors and "Traceback" not in errors
     (record,) = walks.results(small_disk).keys() & {p.name for p in outputs.glob("*.json")}
-    assert json.loads((outputs / record).read_text())["outcome"] == "under way"
+    assert json.loads((outputs / record).read_text())["outcome"] == "unfinished"
     steps, accuracies = (np.load(p) for p in sorted(outputs.glob("*.npy"), reverse=True))
     assert len(steps) == len(accuracies) >= 1
     filler.unlink()

@@ -222,7 +222,7 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_a
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
     for step in (127, 251):  # some steps after a checkpoint
         killed_at_step(step, tiny_run(tmp_path, killed), **cache)
-        assert results_of(killed)[2]["outcome"] == "under way"
+        assert results_of(killed)[2]["outcome"] == "unfinished"
     assert main(tiny_run(tmp_path, killed)) == 0
     steps, accuracies, record = results_of(tmp_path / "whole")
     again = results_of(killed)

@@ -12,7 +12,7 @@ from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
 from harness.locks import Lock, this_process
 from harness.queue import claimed_runs, run_lock
-from harness.records import NOT_NEEDED, UNDER_WAY, Run, Status, run_state, save_run
+from harness.records import NOT_NEEDED, UNFINISHED, Run, Status, run_state, save_run
 from harness.stopping import Stop
 from verdict.results import load_a5_results
 
@@ -114,7 +114,7 @@ def test_two_commands_that_overwrite_do_a_run_once(runs, monkeypatch):
 def test_a_run_that_another_command_began_to_overwrite_and_left_is_done_anew(runs):
     finish(runs[0])
     with claims(runs[:1], overwrite=True) as todo:
-        finish(runs[0], UNDER_WAY)
+        finish(runs[0], UNFINISHED)
         assert [run.label for run in todo] == ["run 0"]
 
 
@@ -139,22 +139,22 @@ def test_a_run_that_became_needless_says_so_in_a_record(runs, capsys):
     assert results.curves == [] and results.problems == []
 
 
-def test_a_needless_run_that_was_under_way_keeps_its_results_so_far(runs):
-    finish(runs[0], UNDER_WAY)
+def test_a_needless_run_that_was_unfinished_keeps_its_results_so_far(runs):
+    finish(runs[0], UNFINISHED)
     before = {path: path.read_bytes() for path in runs[0].files}
     needless = replace(runs[0], not_needed=lambda: "why")
     with claims([needless]) as todo:
         assert list(todo) == []
     assert {path: path.read_bytes() for path in runs[0].files} == before
     record = json.loads(needless.record.read_text())
-    assert (record["outcome"], record["not_needed"]) == (UNDER_WAY, "why")
+    assert (record["outcome"], record["not_needed"]) == (UNFINISHED, "why")
     assert run_state(needless).status is Status.NOT_NEEDED
 
 
 def test_a_run_whose_lock_was_taken_saves_nothing(runs):
     with claims(runs[:1]) as todo:
         run = next(todo)
-        finish(run, UNDER_WAY)
+        finish(run, UNFINISHED)
         before = run.record.read_bytes()
         taker = Lock(run.record.parents[1] / "locks", run.record.stem)
         taker.path.unlink()

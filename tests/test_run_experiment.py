@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def test_a_run_from_another_folder_leaves_a_result_with_its_record(jax, data_dir
     assert record["solver"].startswith("tsit5, shared flows")
     assert 0 < record["features_s"] <= record["wall_time_s"]
     origin = record["provenance"]
-    assert {"commit", "dirty", "device", "machine", "started"} <= set(origin)
+    assert {"version", "command", "commit", "dirty", "device", "machine"} <= set(origin)
+    assert datetime.fromisoformat(origin["started"]).tzinfo is not None
     assert {"jax", "diffrax", "scikit-learn"} <= set(origin["packages"])
 
     again = ["--data-dir", str(data_dir), "--results-dir", str(elsewhere / "again")]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from experiments import training_loop
 from experiments.training_loop import DataOrder, Schedule, train, train_run
 from harness.checkpoints import Checkpoints
 from harness.progress import progress_bar
-from harness.records import Run, Status, outcome, read_record, run_state
+from harness.records import Run, RunContext, Status, outcome, read_record, run_state
 from harness.stopping import Stop
 
 
@@ -168,6 +169,21 @@ def test_the_state_of_a_solved_run_is_kept(tmp_path):
     run = walk_to(tmp_path, 40, Walk(), stop_above=15)
     assert outcome(run) == "solved"
     assert files_of(tmp_path)[0] == "step_000000020.npz"
+
+
+def test_a_record_names_every_process_that_did_a_part(tmp_path):
+    files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
+    run = Run("a walk", files, {"max_steps": 25})
+    for commit, walk in (("a", Walk(6)), ("b", Walk(12)), ("c", Walk())):
+        context = RunContext(started=f"start of {commit}")
+        origin = {"commit": commit, "host": "here"}
+        with nullcontext() if commit == "c" else pytest.raises(KeyboardInterrupt):
+            train_run(replace(run, context=context), walk, SCHEDULE, "updates", origin)
+    found = read_record(run.record).provenance
+    assert (found.commit, found.started) == ("c", "start of a")
+    assert found.processes == [
+        {"host": "here", "commit": commit, "started": f"start of {commit}"} for commit in "abc"
+    ]
 
 
 def test_without_the_kept_state_a_longer_schedule_starts_at_step_0_and_says_so(tmp_path, capsys):
