@@ -18,10 +18,18 @@ from experiments.schema import (
     parse_value,
     save_config,
 )
-from harness.errors import ConfigError, DataError, LockLostError, ResultsError, UnavailableError
-from harness.paths import CONFIG_FOLDER, DATA_DIR, ROOT
+from harness.errors import (
+    ConfigError,
+    DataError,
+    LockLostError,
+    OutputError,
+    ResultsError,
+    UnavailableError,
+)
+from harness.paths import CONFIG_FOLDER, DATA_DIR, ROOT, user_path
 from harness.queue import Display, claimed_runs
 from harness.records import Run, Status, check_writable, run_state, runs_to_do
+from harness.standard_streams import on_standard_streams
 from harness.stopping import Stop
 from launchers.local import run_local
 
@@ -72,10 +80,17 @@ EXPERIMENTS: Mapping[tuple[str, str], str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the exit code."""
+    return on_standard_streams(partial(command, argv))
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """`main`, on standard streams. Raises: OutputError."""
     arguments = build_parser().parse_args(argv)
     with Stop() as stop:
         try:
             return run(arguments, stop)
+        except OutputError:
+            raise
         except (Exception, KeyboardInterrupt) as error:
             # Asked first: JAX may turn the KeyboardInterrupt itself into another error.
             if stop.wanted:
@@ -178,11 +193,15 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
     check_launcher_flags(arguments)
+    for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config"):
+        if path := getattr(arguments, flag):
+            setattr(arguments, flag, user_path(path, f"--{flag.replace('_', '-')} {path}"))
     name = EXPERIMENTS[arguments.model, arguments.experiment]
     experiment = import_module(f"experiments.{name}")
     path = arguments.config or CONFIG_FOLDER / f"{name}.yaml"
     config = load_config(experiment.Config, path, overrides(arguments, experiment.Config))
-    results_dir = (arguments.results_dir or ROOT / config.results_dir).absolute()
+    configured = ROOT / user_path(Path(config.results_dir), f"results_dir: {config.results_dir}")
+    results_dir = (arguments.results_dir or configured).absolute()
     runs = chosen_runs(experiment.plan(config, results_dir), arguments.only)
     if arguments.plan:
         print_plan(runs)

@@ -27,3 +27,7 @@ class CompilationError(RuntimeError):
 
 class LockLostError(RuntimeError):
     """Another process took the lock over: what was done under it must not be saved."""
+
+
+class OutputError(RuntimeError):
+    """Standard output that cannot be written: a full disk, or a pipe that nobody reads."""

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from harness.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_FOLDER = ROOT / "experiment_configs"
 DATA_DIR = ROOT / "data_dir"
@@ -17,3 +19,11 @@ A5_RESULTS = "outputs_A5"
 CHECKPOINTS = "checkpoints"
 LOCKS = "locks"
 LOGS = "logs"
+
+
+def user_path(path: Path, words: str) -> Path:
+    """A path with ~ replaced; words: what to name. Raises: ConfigError, where there is no home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{words}: no home folder is known for {path.parts[0]}") from None

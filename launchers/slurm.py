@@ -5,6 +5,7 @@ an accounting database that many clusters do not have.
 """
 
 import json
+import re
 import secrets
 import shlex
 import shutil
@@ -32,6 +33,7 @@ from harness.records import Run, latest_metric
 from harness.stopping import STOPPED
 from launchers.reports import divergence, is_finished, print_failure, result_in_words
 
+MAX_ARRAY_SIZE = 1001
 PREEMPTED = signal.SIGUSR2  # submitit's signal
 PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
 
@@ -51,7 +53,7 @@ class SlurmConfig(BaseModel):
     time_minutes: PositiveInt
     gpus: Annotated[int, Field(ge=0)]
     cpus: PositiveInt
-    memory_gb: PositiveFloat
+    memory_gb: PositiveFloat | None
     array_parallelism: PositiveInt
     signal_before_end_s: PositiveInt
     requeues: Annotated[int, Field(ge=0)]
@@ -130,8 +132,12 @@ def run_slurm(
     new = [run for run in runs if run.label not in jobs]
     if jobs:
         print(f"{len(jobs)} runs are in the queue already")
-    if new:
-        jobs |= submit(new, words, folder, config)
+    size = largest_array()
+    arrays = [new[i : i + size] for i in range(0, len(new), size)]
+    for array in arrays:
+        parallel = max(config.array_parallelism // len(arrays), 1)
+        changed = config.model_copy(update={"array_parallelism": parallel})
+        jobs |= submit(array, words, folder, changed)
     if not wait:
         print(f"look at them with squeue --me, or again with --plan or --wait; logs in {folder}")
         return 0
@@ -167,6 +173,17 @@ def submit(
     return jobs
 
 
+def largest_array() -> int:
+    """How many tasks the cluster allows in a job array; SLURM's default where it does not say."""
+    try:
+        command = ["scontrol", "show", "config"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return MAX_ARRAY_SIZE
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)\s*$", done.stdout, re.MULTILINE)
+    return max(int(found[1]), 1) if found else MAX_ARRAY_SIZE
+
+
 def sbatch_parameters(config: SlurmConfig, name: str) -> dict[str, Any]:
     """The settings by the names that submitit has for them."""
     more = {key.replace("-", "_"): value for key, value in config.sbatch.items()}
@@ -174,7 +191,7 @@ def sbatch_parameters(config: SlurmConfig, name: str) -> dict[str, Any]:
         "job_name": name,
         "time": config.time_minutes,
         "cpus_per_task": config.cpus,
-        "mem": f"{round(config.memory_gb * 1024)}M",
+        "mem": config.memory_gb and f"{round(config.memory_gb * 1024)}M",
         "array_parallelism": config.array_parallelism,
         "signal_delay_s": config.signal_before_end_s,
         "setup": [*config.setup],

@@ -75,6 +75,38 @@ def test_settings_become_quoted_options_and_set_up_commands_stand_as_they_are(tm
     assert command[command.index("-u") - 1] == "/opt/my env/python"
 
 
+def test_without_memory_the_cluster_decides(tmp_path, with_fakes):
+    done = launch(tmp_path, with_fakes, memory_gb=None)
+    assert done.returncode == 0, done.stderr
+    assert "--mem" not in (tmp_path / "script.sh").read_text()
+
+
+def test_runs_beyond_the_largest_array_are_submitted_in_more_of_them(
+    tmp_path, fake_slurm, with_fakes
+):
+    scripts = {
+        "scontrol": "echo 'MaxArraySize            = 3'",
+        "sbatch": f'grep -- --array= "$1" >> {tmp_path}/arrays; echo Submitted batch job $$',
+    }
+    for name, body in scripts.items():
+        (fake_slurm / name).write_text(f"#!/bin/sh\n{body}\n")
+        (fake_slurm / name).chmod(0o755)
+    words = walks.walk_words(tmp_path, lengths=list(range(3, 11)))
+    config = tmp_path / "slurm.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "array_parallelism": 6}))
+    command = [sys.executable, ROOT / "run_experiment.py", *words, "--launcher", "slurm"]
+    environment = walks.environment(PATH=with_fakes)
+    done = subprocess.run(
+        [*command, "--slurm-config", config], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    arrays = [
+        line.partition("--array=")[2] for line in (tmp_path / "arrays").read_text().splitlines()
+    ]
+    assert arrays == ["0-2%2", "0-2%2", "0-1%2"]
+    assert len(list((tmp_path / "results" / "logs" / "slurm").glob("*.job"))) == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
