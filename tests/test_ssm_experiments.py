@@ -24,7 +24,7 @@ from experiments.training_loop import DataOrder
 from harness.paths import CONFIG_FOLDER
 from run_experiment import main
 from torch_layers import Dropout
-from torch_sequence_models import GatedBlock, ResidualBlock
+from torch_sequence_models import GatedBlock, ResidualBlock, toy_model
 
 TOY_RUN = {"seed": 1, "model": "Mamba", "depth": 2, "nonlinear": True, "input_dim": 2, "run": 0}
 A5_RUN = {"seed": 1, "model": "Mamba", "depth": 1, "length": 4}
@@ -91,6 +91,14 @@ def test_a5_models_are_causal_and_give_logits_of_every_position(model):
 @pytest.mark.parametrize("model", ["Mamba", "S4", "S5"])
 def test_toy_models_give_one_number_a_path(model):
     assert small_toy_model(model=model)(torch.randn(4, 10, 2)).shape == (4, 1)
+
+
+def test_a_toy_model_pools_by_the_mean_over_all_positions():
+    sizes = {"input_dim": 2, "width": 4, "depth": 1, "nonlinear": False, "mix_first": False}
+    model = toy_model(torch.nn.Identity, **sizes, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 5, 2)
+    # Its layers act on each position by itself, and all is affine: the mean may come first.
+    torch.testing.assert_close(model(x), model(x.mean(dim=1, keepdim=True)))
 
 
 def model_of_each_kind():
