@@ -186,7 +186,8 @@ def run_state(run: Run) -> RunState:
         return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
     config, ended = record.config, record.outcome
     by_itself = ended == "solved" or ended.startswith("diverged")
-    if not continues(run.config, config, SCHEDULE if by_itself else HORIZON):
+    further = ended != UNFINISHED and ends_later(run.config, config)
+    if not continues(run.config, config, SCHEDULE if by_itself or further else HORIZON):
         return RunState(
             run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
         )
@@ -219,10 +220,18 @@ def continues(
     return different <= schedule and all(found[key] < config[key] for key in different & HORIZON)
 
 
+def ends_later(config: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a schedule goes on where another ends, however often it evaluates."""
+    return any(key in config and config[key] > found.get(key, config[key]) for key in HORIZON)
+
+
 def steps_to_keep(run: Run) -> int:
-    """The last step of files that `run` goes on from; -1 where there are no such files."""
+    """The last step of files that `run` goes further than; -1 where there are no such files."""
     record = _usable_record(run)
-    if record is None or not continues(run.config, record.config):
+    if record is None:
+        return -1
+    schedule = SCHEDULE if ends_later(run.config, record.config) else HORIZON
+    if not continues(run.config, record.config, schedule):
         return -1
     if record.outcome != UNFINISHED and record.config == run.config:
         return -1

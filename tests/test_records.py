@@ -244,9 +244,13 @@ def test_a_run_that_ended_by_itself_is_done_under_any_schedule_that_ends_later(
     assert outcome(run) == ending
 
 
+@pytest.mark.parametrize("schedule", [LONGER, LONGER | OFTENER], ids=["longer", "and oftener"])
 @pytest.mark.parametrize("ending", ["finished", "not solved"])
-def test_a_run_whose_files_end_earlier_is_to_be_done(ended, ending):
-    run = ended(ending, **LONGER)
+def test_a_run_whose_files_end_earlier_is_to_be_done_and_they_stay_meanwhile(
+    ended, ending, schedule
+):
+    run = ended(ending, **schedule)
+    assert steps_to_keep(run) == 0
     state = run_state(run)
     assert state.status is Status.MISSING
     assert "max_steps 100 where this run has 200" in state.reason
@@ -259,7 +263,7 @@ def test_a_run_whose_files_end_earlier_is_to_be_done(ended, ending):
     [
         ("finished", SHORTER),
         ("finished", OFTENER),
-        ("finished", LONGER | OFTENER),
+        ("finished", SHORTER | OFTENER),
         ("solved", SHORTER),
         ("solved", LONGER | {"seed": 2}),
         ("solved", LONGER | {"stop_accuracy": 0.9}),
