@@ -124,7 +124,7 @@ class Checkpoints:
     def _refuse(self, difference: str) -> NoReturn:
         raise ResultsError(
             f"the checkpoints in {self.folder} have {difference}; use another --results-dir, or "
-            "remove that folder to start over"
+            "--overwrite to start anew"
         )
 
     def _files(self) -> list[Path]:
