@@ -20,7 +20,7 @@ from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
-from harness.file_names import a5_curve_name, configuration_label
+from harness.file_names import A5CurveKey, configuration_label
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, outcome
 
@@ -103,12 +103,10 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
 def _run(config: Config, folder: Path, model: str, length: int, depth: int) -> Run:
     learning_rate = config.learning_rates[model][depth - 1]
     batch_size = config.other_batch_sizes.get(model, {}).get(length, config.batch_size)
-    settings = (model, length, depth, learning_rate, config.hidden_dim)
+    key = A5CurveKey(model, length, depth, learning_rate, config.hidden_dim, config.seed)
     return Run(
         label=f"{config.group} length {length}, {configuration_label(model, depth, False)}",
-        files=tuple(
-            folder / a5_curve_name(*settings, kind, config.seed) for kind in ("steps", "acc")
-        ),
+        files=key.paths(folder),
         config={
             **config.identity(),
             "model": model,

@@ -11,7 +11,7 @@ import compare_to_paper
 from a5_runs import PUBLISHED as FIGURE_2
 from a5_runs import curve as curve_of
 from benchmarks.released_files import write_released_files
-from harness.file_names import a5_lcde_name, toy_lcde_name
+from harness.file_names import A5ScoreKey, ToyScoreKey
 from harness.paths import A5_RESULTS, ROOT
 from recorded import write_record
 from toy_runs import FIGURE_1, curve, score, write_results
@@ -23,7 +23,7 @@ from verdict.rows import AGREES, DISAGREES, NOT_RUN
 def write_a5_lcde(results_dir: Path, length=3, best=0.99, last=10000, config=None) -> Path:
     folder = results_dir / A5_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    steps, accuracies = (folder / a5_lcde_name(length, kind) for kind in ("steps", "val_accs"))
+    steps, accuracies = A5ScoreKey(length).paths(folder)
     np.save(steps, np.array([0, last]))
     np.save(accuracies, np.array([0.02, best]))
     if config is not None:
@@ -45,7 +45,7 @@ def test_the_released_files_agree_with_every_published_number(tmp_path):
 
 def test_json_is_all_of_stdout_and_names_every_key(tmp_path):
     folder = write_results(tmp_path / "results", ToyResults([score(), score(run=1)]))
-    broken = folder / toy_lcde_name(2, 1)
+    broken = folder / ToyScoreKey(2, 1).names[0]
     broken.write_bytes(broken.read_bytes()[:-1])
     done = run_from(tmp_path, "--results-dir", "results", "--format", "json")
     rows = json.loads(done.stdout)
@@ -101,7 +101,7 @@ def test_markdown_rows_have_as_many_cells_as_their_headings(capsys, tmp_path):
 @pytest.mark.parametrize("options", [["--format", "html"], ["--format", "markdown"], []])
 def test_an_odd_record_is_a_named_warning_and_the_rest_goes_on(tmp_path, capsys, odd, options):
     folder = write_results(tmp_path, ToyResults([score(), score(run=1)]))
-    record = (folder / toy_lcde_name(2, 0)).with_suffix(".json")
+    record = (folder / ToyScoreKey(2, 0).names[0]).with_suffix(".json")
     record.write_text(odd)
     assert compare_to_paper.main(["--results-dir", str(tmp_path), *options]) == 0
     output = capsys.readouterr()
@@ -120,9 +120,9 @@ def test_strict_fails_for_worse_alone(tmp_path, capsys, factor, code):
 
 def test_strict_fails_for_an_unusable_file(tmp_path, capsys):
     folder = write_results(tmp_path, ToyResults([score()]))
-    (folder / toy_lcde_name(3, 0)).write_bytes(b"")
+    (folder / ToyScoreKey(3, 0).names[0]).write_bytes(b"")
     assert compare_to_paper.main(["--results-dir", str(tmp_path), "--strict"]) == 1
-    assert toy_lcde_name(3, 0) in capsys.readouterr().err
+    assert ToyScoreKey(3, 0).names[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("best", "code"), [(0.95, 0), (0.5, 1)], ids=["agrees", "disagrees"])

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.file_names import ToyScoreKey, toy_steps_name
+from harness.file_names import ToyScoreKey
 from toy_runs import FIGURE_1, PAPER_MSE, curve, score, write_results
 from verdict import figure_1, tables
 from verdict.results import Problem, ToyResults, load_toy_results
@@ -140,7 +140,7 @@ def test_a_curve_whose_record_departs_or_is_damaged_is_not_compared(tmp_path):
     values = {0: 0.2, 990000: 0.0217}
     curves = [curve(values, block_order="mix_then_activate"), curve(values, run=1)]
     folder = write_results(tmp_path, ToyResults(curves=curves))
-    (folder / toy_steps_name(curves[1].key)).with_suffix(".json").write_text("{")
+    (folder / curves[1].key.names[0]).with_suffix(".json").write_text("{")
     rows = rows_of(load_toy_results(tmp_path), model="Mamba", depth=1, input_dim=2)
     assert [row.verdict for row in rows] == [NOT_COMPARABLE] * 3
     assert rows[0].note == "block_order mix_then_activate, paper activate_then_mix"

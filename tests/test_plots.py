@@ -15,7 +15,7 @@ import plot_A5
 import plot_toy
 from a5_runs import PAPER_TABLE, PUBLISHED, table_rows, write_run
 from benchmarks.released_files import write_a5_files, write_toy_files
-from harness.file_names import toy_lcde_name
+from harness.file_names import ToyScoreKey
 from harness.paths import ROOT, TOY_RESULTS
 from verdict import command_line
 from verdict.results import LINEAR_CDE, published_results
@@ -26,8 +26,8 @@ def write_scores(results_dir: Path) -> Path:
     folder.mkdir(parents=True)
     for input_dim in (2, 3):
         for run in range(5):
-            np.save(folder / toy_lcde_name(input_dim, run), np.array((run + 1) * 1e-6))
-    return folder / toy_lcde_name(2, 0)
+            np.save(folder / ToyScoreKey(input_dim, run).names[0], np.array((run + 1) * 1e-6))
+    return folder / ToyScoreKey(2, 0).names[0]
 
 
 def write_blocks(results_dir: Path) -> Path:
