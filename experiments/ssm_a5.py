@@ -22,7 +22,7 @@ from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMC
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.file_names import A5CurveKey, configuration_label
 from harness.paths import A5_RESULTS, WORD_DATA
-from harness.records import Run, outcome
+from harness.records import Run, failed, outcome
 
 if TYPE_CHECKING:
     import torch
@@ -126,10 +126,8 @@ def _why_not_needed(run: Run, runs: Sequence[Run]) -> str:
             continue
         if other_length == length and other_depth < depth and outcome(other) == "solved":
             return f"{other_depth} blocks solve length {length}"
-        if other_depth == depth and other_length < length:
-            result = outcome(other)
-            if result is not None and result != "solved":
-                return f"{depth} blocks failed at length {other_length}"
+        if other_depth == depth and other_length < length and failed(outcome(other)):
+            return f"{depth} blocks failed at length {other_length}"
     return ""
 
 

@@ -36,6 +36,8 @@ Show = Callable[[int, Mapping[str, float]], None]
 UNFINISHED = "unfinished"
 # That of a run without files, whose result others have made needless.
 NOT_NEEDED = "not needed"
+# That of a run that went on to its end without what it was to reach.
+NOT_SOLVED = "not solved"
 # That of a run whose record does not name any.
 FINISHED = "finished"
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
@@ -103,6 +105,10 @@ class Record(BaseModel):
         if None in steps or any(len(v) != len(steps) for v in self.history.values()):
             raise ValueError("history: a value without its step")
         return self
+
+    def describes(self, path: Path) -> bool:
+        """Whether a file holds the bytes that were recorded under its name."""
+        return path.is_file() and self.files.get(path.name) == _sha256(path.read_bytes())
 
 
 def _now() -> str:
@@ -185,7 +191,7 @@ def run_state(run: Run) -> RunState:
     except ResultFileError as error:
         return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
     config, ended = record.config, record.outcome
-    by_itself = ended == "solved" or ended.startswith("diverged")
+    by_itself = ended == "solved" or diverged(ended)
     further = ended != UNFINISHED and ends_later(run.config, config)
     if not continues(run.config, config, SCHEDULE if by_itself or further else HORIZON):
         return RunState(
@@ -194,7 +200,7 @@ def run_state(run: Run) -> RunState:
     if ended == UNFINISHED:
         return _still_to_do(run, "unfinished: its files hold the results so far")
     for path in run.files:
-        if not path.is_file() or record.files.get(path.name) != _sha256(path.read_bytes()):
+        if not record.describes(path):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
     if config == run.config:
         return RunState(run, Status.DONE)
@@ -243,6 +249,19 @@ def outcome(run: Run) -> str | None:
     if not run.record.exists() or run_state(run).status is not Status.DONE:
         return None
     return read_record(run.record).outcome
+
+
+def failed(ended: str | None) -> bool:
+    """Whether a run that ended so has failed: it solved nothing to its end, or diverged.
+
+    Other runs are solved, unfinished or (None) unknown.
+    """
+    return ended in (FINISHED, NOT_SOLVED) or diverged(ended)
+
+
+def diverged(ended: str | None) -> bool:
+    """Whether a run that ended so went no further because its numbers were no longer finite."""
+    return ended is not None and ended.startswith("diverged")
 
 
 def runs_to_do(runs: Sequence[Run], overwrite: bool) -> list[Run]:
