@@ -67,7 +67,7 @@ def results(tmp_path_factory) -> Path:
     results_dir = tmp_path_factory.mktemp("results")
     folder = results_dir / TOY_RESULTS
     folder.mkdir()
-    for run, factor in enumerate((0.6, 1.0, 1.5)):
+    for run, factor in enumerate((0.6, 1.0, 1.5, 0.3)):
         write_linear_cde(folder, 2, run, factor)
     for configuration in draw_1.STYLES:
         for input_dim, runs in ((2, 2), (3, 1)):
@@ -124,6 +124,7 @@ def test_every_number_of_the_paper_is_in_a_table(text):
         "agrees",
         "disagrees",
         "better-outside-the-band",
+        "GPU-rounding",
         "worse-outside-the-band",
         "partial",
         "not-comparable",

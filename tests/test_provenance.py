@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def write(results_dir: Path, folder: str, name: str, record: dict | str | None) 
     if isinstance(record, str):
         path.with_suffix(".json").write_text(record)
     elif record is not None:
-        files = dict.fromkeys(parse_name(name).names, "")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        files = dict.fromkeys(parse_name(name).names, digest)
         text = json.dumps({"files": files, **record})
         path.with_suffix(".json").write_text(text)
     return path
