@@ -21,8 +21,9 @@ from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
 from harness.file_names import A5CurveKey, configuration_label
+from harness.outcomes import failed
 from harness.paths import A5_RESULTS, WORD_DATA
-from harness.records import Run, failed, outcome
+from harness.records import Run, outcome
 
 if TYPE_CHECKING:
     import torch

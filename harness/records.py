@@ -28,18 +28,11 @@ from pydantic import (
 from harness.atomic_files import npy_bytes, write_together
 from harness.errors import ResultFileError, ResultsError
 from harness.machine import describe_machine, package_versions
+from harness.outcomes import FINISHED, NOT_NEEDED, UNFINISHED, diverged
 from harness.paths import ROOT
 from harness.stopping import Stop
 
 Show = Callable[[int, Mapping[str, float]], None]
-# The outcome in the record of a run that has results so far, but is not done.
-UNFINISHED = "unfinished"
-# That of a run without files, whose result others have made needless.
-NOT_NEEDED = "not needed"
-# That of a run that went on to its end without what it was to reach.
-NOT_SOLVED = "not solved"
-# That of a run whose record does not name any.
-FINISHED = "finished"
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
 HORIZON = {"max_steps", "epochs"}
 SCHEDULE = {"eval_interval", *HORIZON}
@@ -179,7 +172,7 @@ def run_state(run: Run) -> RunState:
     """
     if not all(path.exists() for path in run.files):
         found = _usable_record(run)
-        never_began = found and not found.files and found.outcome.startswith("diverged")
+        never_began = found and not found.files and diverged(found.outcome)
         if never_began and continues(run.config, found.config, SCHEDULE):
             return RunState(run, Status.DONE, found.outcome)
         return _still_to_do(run)
@@ -249,19 +242,6 @@ def outcome(run: Run) -> str | None:
     if not run.record.exists() or run_state(run).status is not Status.DONE:
         return None
     return read_record(run.record).outcome
-
-
-def failed(ended: str | None) -> bool:
-    """Whether a run that ended so has failed: it solved nothing to its end, or diverged.
-
-    Other runs are solved, unfinished or (None) unknown.
-    """
-    return ended in (FINISHED, NOT_SOLVED) or diverged(ended)
-
-
-def diverged(ended: str | None) -> bool:
-    """Whether a run that ended so went no further because its numbers were no longer finite."""
-    return ended is not None and ended.startswith("diverged")
 
 
 def runs_to_do(runs: Sequence[Run], overwrite: bool) -> list[Run]:

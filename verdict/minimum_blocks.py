@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from harness.file_names import configuration_label
-from harness.records import FINISHED, diverged, failed
+from harness.outcomes import FINISHED, diverged, failed
 from verdict.results import LINEAR_CDE, A5Curve, A5Results
 from verdict.rows import NOT_RUN, departures, unrecorded
 
