@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.atomic_files import atomic_write
 from harness.paths import RESULTS_DIR
 from verdict import draw_1, draw_2, figure_1, figure_2, page
+from verdict.command_line import print_problems
 from verdict.provenance import load_provenance
 from verdict.results import load_a5_results, load_toy_results, published_results
 from verdict.rows import DISAGREES, WORSE
@@ -69,8 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except NotADirectoryError as error:
         parser.error(f"--results-dir: {error}")
     problems = toy.problems + a5.problems
-    for problem in problems:
-        print(f"warning: skipped {problem}", file=sys.stderr)
+    print_problems(problems)
     if not (toy.scores or toy.curves or a5.curves or problems):
         print(f"nothing to compare: no results in {args.results_dir}", file=sys.stderr)
         return 1
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
                 with atomic_write(args.results_dir / name, "w") as file:
                     file.write(text)
             except OSError as error:
-                parser.error(f"cannot write: {error}")
+                parser.error(f"cannot write {args.results_dir / name}: {error}")
             print(f"wrote {args.results_dir / name}", file=sys.stderr)
     failed = bool(problems) or any(row.verdict in (WORSE, DISAGREES) for row in rows)
     return 1 if args.strict and failed else 0

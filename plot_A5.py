@@ -2,14 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
-
-import matplotlib
 
 from harness.paths import A5_RESULTS
-from verdict.command_line import draw_and_watch, output_path, plot_parser, print_problems
+from verdict.command_line import Drawing, plot, plot_parser
 from verdict.draw_2 import OUTPUT_NAME, draw_curves, draw_figure
-from verdict.look import RC, save_figure
 from verdict.minimum_blocks import search
 from verdict.results import load_a5_results, published_results
 from verdict.tables import blocks_table
@@ -42,50 +38,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    output = output_path(parser, args, OUTPUT_NAME)
+    return plot(build_parser(), argv, OUTPUT_NAME, A5_RESULTS, _draw)
+
+
+def _draw(args: argparse.Namespace) -> Drawing:
     published = published_results()["figure_2"]
-    return draw_and_watch(
-        lambda: _draw_once(parser, args, output, published),
-        args.results_dir / A5_RESULTS,
-        args.watch,
-    )
-
-
-def _draw_once(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, output: Path, published: dict
-) -> int:
-    try:
-        results = load_a5_results(args.results_dir)
-    except NotADirectoryError as error:
-        parser.error(f"--results-dir: {error}")
-    print_problems(results.problems)
+    results = load_a5_results(args.results_dir)
     found = search(results, published)
     if not found.trials:
-        print(f"nothing to draw: no A5 results in {args.results_dir}", file=sys.stderr)
-        return 1
-    if args.table:
-        print(blocks_table(found), end="\n\n")
+        missing = f"nothing to draw: no A5 results in {args.results_dir}"
+        return Drawing(results.problems, missing=missing)
     table = published["min_blocks"]
-    figures = {}
-    solved = any(cell.blocks is not None for cell in found.cells.values())
-    with matplotlib.rc_context(RC):
-        if solved:
-            figures[output] = draw_figure(found, table if args.overlay else None)
-        if args.curves:
-            curves = output.with_name(f"{output.stem}_curves.pdf")
-            figures[curves] = draw_curves(found, table["solved_above"])
-        try:
-            written = [path for pdf, figure in figures.items() for path in save_figure(figure, pdf)]
-        except OSError as error:
-            parser.error(f"cannot write: {error}")
-    print("\n".join(found.notes + [f"wrote {path}" for path in written]))
-    if not solved:
-        above = table["solved_above"]
-        print(f"no line to draw: no run's accuracy exceeds {above}", file=sys.stderr)
-        return 1
-    return 1 if args.strict and results.problems else 0
+    drawing = Drawing(results.problems, found.notes)
+    if args.table:
+        drawing.notes = [blocks_table(found) + "\n", *found.notes]
+    if any(cell.blocks is not None for cell in found.cells.values()):
+        drawing.figures[""] = draw_figure(found, table if args.overlay else None)
+    else:
+        drawing.missing = f"no line to draw: no run's accuracy exceeds {table['solved_above']}"
+    if args.curves:
+        drawing.figures["_curves"] = draw_curves(found, table["solved_above"])
+    return drawing
 
 
 if __name__ == "__main__":

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.file_names import (
-    ToyCurveKey,
-    a5_curve_name,
-    a5_lcde_name,
-    toy_lcde_name,
-    toy_rmse_name,
-    toy_steps_name,
-)
+from harness.file_names import A5CurveKey, A5ScoreKey, Key, ToyCurveKey, ToyScoreKey
 from harness.paths import A5_RESULTS, TOY_RESULTS
 from verdict.results import LINEAR_CDE, published_results
 
@@ -37,7 +30,7 @@ def write_released_files(results_dir: Path) -> list[Path]:
 def write_toy_files(results_dir: Path, published: dict) -> list[Path]:
     """Write every run of Figure 1; returns the paths."""
     arrays = {
-        toy_lcde_name(input_dim, run): np.array(mse)
+        ToyScoreKey(input_dim, run).names[0]: np.array(mse)
         for input_dim, runs in published["linear_cde"]["mse"].items()
         for run, mse in enumerate(runs)
     }
@@ -48,7 +41,7 @@ def write_toy_files(results_dir: Path, published: dict) -> list[Path]:
         identity = [curve[name] for name in ("model", "depth", "nonlinear", "input_dim")]
         for run, rmse in enumerate(_five_runs(steps, curve["rmse"])):
             key = ToyCurveKey(*identity, learning_rate=rate, hidden_dim=width, run=run)
-            arrays |= {toy_steps_name(key): steps, toy_rmse_name(key): rmse}
+            arrays |= dict(zip(key.names, (steps, rmse), strict=True))
     return _save(results_dir / TOY_RESULTS, arrays)
 
 
@@ -81,7 +74,7 @@ def write_a5_files(results_dir: Path, published: dict, every_depth: bool = False
         last, accuracy = _end(published, model, depth, length, solved)
         steps = np.arange(0, last + 1, RECORD_INTERVAL)
         rising = np.linspace(CHANCE, 0.9 * accuracy, len(steps) - 1)
-        names = _a5_names(published, model, depth, length)
+        names = _a5_key(published, model, depth, length).names
         arrays |= dict(zip(names, (steps, np.r_[rising, accuracy]), strict=True))
     return _save(results_dir / A5_RESULTS, arrays)
 
@@ -117,17 +110,14 @@ def _end(published: dict, model: str, depth: int, length: int, solved: bool) -> 
     return UNPUBLISHED_END[solved]
 
 
-def _a5_names(published: dict, model: str, depth: int, length: int) -> list[str]:
+def _a5_key(published: dict, model: str, depth: int, length: int) -> Key:
     if model == LINEAR_CDE:
-        return [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+        return A5ScoreKey(length)
     part = published["sequence_models"]
     rate, width = part["learning_rates"][model][depth - 1], part["settings"]["hidden_dim"]
     batch_size = part["other_batch_sizes"].get(model, {}).get(length)
     seed = part["settings"]["seed"]
-    return [
-        a5_curve_name(model, length, depth, rate, width, kind, seed, batch_size)
-        for kind in ("steps", "acc")
-    ]
+    return A5CurveKey(model, length, depth, rate, width, seed, batch_size)
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray]) -> list[Path]:

@@ -16,7 +16,7 @@ from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
-from harness.file_names import a5_lcde_name
+from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, provenance
 from kernels.allocator import keep_freed_memory
@@ -59,7 +59,7 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     return [
         Run(
             label=f"{config.group} length {length}",
-            files=tuple(folder / a5_lcde_name(length, kind) for kind in ("steps", "val_accs")),
+            files=A5ScoreKey(length).paths(folder),
             config={**config.identity(), "length": length},
         )
         for length in config.lengths

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from data_dir.datasets import ToyDataset, load_toy_dataset
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
-from harness.file_names import toy_lcde_name
+from harness.file_names import ToyScoreKey
 from harness.machine import available_cores
 from harness.paths import TOY_RESULTS
 from harness.progress import progress_bar
@@ -80,7 +80,7 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     return [
         Run(
             label=f"{input_dim}D run {run}",
-            files=(results_dir / TOY_RESULTS / toy_lcde_name(input_dim, run),),
+            files=ToyScoreKey(input_dim, run).paths(results_dir / TOY_RESULTS),
             config={**config.identity(), "input_dim": input_dim, "run": run},
         )
         for input_dim in config.input_dims

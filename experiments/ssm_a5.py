@@ -20,7 +20,8 @@ from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
-from harness.file_names import a5_curve_name, configuration_label
+from harness.file_names import A5CurveKey, configuration_label
+from harness.outcomes import failed
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, outcome
 
@@ -103,12 +104,10 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
 def _run(config: Config, folder: Path, model: str, length: int, depth: int) -> Run:
     learning_rate = config.learning_rates[model][depth - 1]
     batch_size = config.other_batch_sizes.get(model, {}).get(length, config.batch_size)
-    settings = (model, length, depth, learning_rate, config.hidden_dim)
+    key = A5CurveKey(model, length, depth, learning_rate, config.hidden_dim, config.seed)
     return Run(
         label=f"{config.group} length {length}, {configuration_label(model, depth, False)}",
-        files=tuple(
-            folder / a5_curve_name(*settings, kind, config.seed) for kind in ("steps", "acc")
-        ),
+        files=key.paths(folder),
         config={
             **config.identity(),
             "model": model,
@@ -128,10 +127,8 @@ def _why_not_needed(run: Run, runs: Sequence[Run]) -> str:
             continue
         if other_length == length and other_depth < depth and outcome(other) == "solved":
             return f"{other_depth} blocks solve length {length}"
-        if other_depth == depth and other_length < length:
-            result = outcome(other)
-            if result is not None and result != "solved":
-                return f"{depth} blocks failed at length {other_length}"
+        if other_depth == depth and other_length < length and failed(outcome(other)):
+            return f"{depth} blocks failed at length {other_length}"
     return ""
 
 

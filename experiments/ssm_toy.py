@@ -14,7 +14,7 @@ from data_dir.datasets import load_toy_dataset
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
-from harness.file_names import ToyCurveKey, configuration_label, toy_rmse_name, toy_steps_name
+from harness.file_names import ToyCurveKey, configuration_label
 from harness.paths import TOY_RESULTS
 from harness.records import Run
 
@@ -90,7 +90,7 @@ def _run(
     }
     return Run(
         label=f"{input_dim}D {configuration_label(model, depth, nonlinear)}, run {number}",
-        files=(folder / toy_steps_name(key), folder / toy_rmse_name(key)),
+        files=key.paths(folder),
         config={**config.identity(), **settings},
     )
 

@@ -12,8 +12,9 @@ from typing import Any, Protocol, SupportsFloat
 import numpy as np
 
 from harness.checkpoints import Checkpoints, checkpoint_folder
+from harness.outcomes import FINISHED, NOT_SOLVED, UNFINISHED
 from harness.progress import progress_bar
-from harness.records import UNFINISHED, Run, save_run, steps_to_keep
+from harness.records import Run, save_run, steps_to_keep
 from harness.stopping import Stop
 
 # Reading a loss waits for the device, so it is done for so many steps together, at most.
@@ -57,7 +58,7 @@ class Schedule:
             return "solved"
         if step < self.max_steps:
             return ""
-        return "finished" if self.stop_above is None else "not solved"
+        return FINISHED if self.stop_above is None else NOT_SOLVED
 
 
 @dataclass

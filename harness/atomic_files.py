@@ -22,8 +22,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     Raises: OSError, when the folder cannot be written or the disk is full.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with _temporary_beside(path) as temporary:
-        with _naming(path), temporary.open(mode, **text) as handle:
+    with _temporary_beside(path) as temporary, _naming(path, temporary):
+        with temporary.open(mode, **text) as handle:
             yield handle
             _to_disk(handle)
         temporary.replace(path)
@@ -38,11 +38,12 @@ def write_together(contents: Sequence[tuple[Path, bytes]]) -> None:
     with ExitStack() as stack:
         staged = [(stack.enter_context(_temporary_beside(path)), path) for path, _ in contents]
         for (temporary, path), (_, data) in zip(staged, contents, strict=True):
-            with _naming(path), temporary.open("wb") as handle:
+            with _naming(path, temporary), temporary.open("wb") as handle:
                 handle.write(data)
                 _to_disk(handle)
         for temporary, path in staged:
-            temporary.replace(path)
+            with _naming(path, temporary):
+                temporary.replace(path)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -78,12 +79,12 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A full disk shows when bytes are written, which does not say whose."""
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors name the file that was to be written: a full disk names none, others the temporary."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

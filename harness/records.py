@@ -28,16 +28,11 @@ from pydantic import (
 from harness.atomic_files import npy_bytes, write_together
 from harness.errors import ResultFileError, ResultsError
 from harness.machine import describe_machine, package_versions
+from harness.outcomes import FINISHED, NOT_NEEDED, UNFINISHED, diverged
 from harness.paths import ROOT
 from harness.stopping import Stop
 
 Show = Callable[[int, Mapping[str, float]], None]
-# The outcome in the record of a run that has results so far, but is not done.
-UNFINISHED = "unfinished"
-# That of a run without files, whose result others have made needless.
-NOT_NEEDED = "not needed"
-# That of a run whose record does not name any.
-FINISHED = "finished"
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.
 HORIZON = {"max_steps", "epochs"}
 SCHEDULE = {"eval_interval", *HORIZON}
@@ -103,6 +98,10 @@ class Record(BaseModel):
         if None in steps or any(len(v) != len(steps) for v in self.history.values()):
             raise ValueError("history: a value without its step")
         return self
+
+    def describes(self, path: Path) -> bool:
+        """Whether a file holds the bytes that were recorded under its name."""
+        return path.is_file() and self.files.get(path.name) == _sha256(path.read_bytes())
 
 
 def _now() -> str:
@@ -173,7 +172,7 @@ def run_state(run: Run) -> RunState:
     """
     if not all(path.exists() for path in run.files):
         found = _usable_record(run)
-        never_began = found and not found.files and found.outcome.startswith("diverged")
+        never_began = found and not found.files and diverged(found.outcome)
         if never_began and continues(run.config, found.config, SCHEDULE):
             return RunState(run, Status.DONE, found.outcome)
         return _still_to_do(run)
@@ -185,7 +184,7 @@ def run_state(run: Run) -> RunState:
     except ResultFileError as error:
         return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
     config, ended = record.config, record.outcome
-    by_itself = ended == "solved" or ended.startswith("diverged")
+    by_itself = ended == "solved" or diverged(ended)
     further = ended != UNFINISHED and ends_later(run.config, config)
     if not continues(run.config, config, SCHEDULE if by_itself or further else HORIZON):
         return RunState(
@@ -194,7 +193,7 @@ def run_state(run: Run) -> RunState:
     if ended == UNFINISHED:
         return _still_to_do(run, "unfinished: its files hold the results so far")
     for path in run.files:
-        if not path.is_file() or record.files.get(path.name) != _sha256(path.read_bytes()):
+        if not record.describes(path):
             return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
     if config == run.config:
         return RunState(run, Status.DONE)

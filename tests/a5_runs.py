@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.file_names import a5_curve_name, a5_lcde_name
+from harness.file_names import A5CurveKey, A5ScoreKey
 from harness.paths import A5_RESULTS
 from verdict.minimum_blocks import Search, search
 from verdict.results import LINEAR_CDE, A5Curve, A5Results, load_a5_results, published_results
@@ -23,19 +23,19 @@ PAPER_TABLE = """
 RATES = {"RNN": 0.0001, "S4": 0.0001, "Transformer": 0.0002}
 
 
-def names(model: str, depth: int, length: int, **changes) -> list[str]:
+def key_of(model: str, depth: int, length: int, **changes) -> A5ScoreKey | A5CurveKey:
     if model == LINEAR_CDE:
-        return [a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+        return A5ScoreKey(length)
     rate = RATES.get(model, 0.0003 if depth <= 2 else 0.0001)
     batch = {"batch_size": 64} if model == "Transformer" and length in (16, 18) else {}
     settings = {"learning_rate": rate, "hidden_dim": 1024, "seed": 2345} | batch | changes
-    return [a5_curve_name(model, length, depth, kind=kind, **settings) for kind in ("steps", "acc")]
+    return A5CurveKey(model, length, depth, **settings)
 
 
 def write_run(results_dir, model, depth, length, steps=(0, 10000), accs=(0.02, 0.95), **changes):
     folder = results_dir / A5_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in names(model, depth, length, **changes)]
+    paths = key_of(model, depth, length, **changes).paths(folder)
     np.save(paths[0], np.array(steps))
     np.save(paths[1], np.array(accs))
     return paths

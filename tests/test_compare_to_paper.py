@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import compare_to_paper
+import plot_A5
+import plot_toy
 from a5_runs import PUBLISHED as FIGURE_2
 from a5_runs import curve as curve_of
 from benchmarks.released_files import write_released_files
-from harness.file_names import a5_lcde_name, toy_lcde_name
+from harness.file_names import A5ScoreKey, ToyScoreKey
 from harness.paths import A5_RESULTS, ROOT
 from recorded import write_record
 from toy_runs import FIGURE_1, curve, score, write_results
@@ -23,7 +25,7 @@ from verdict.rows import AGREES, DISAGREES, NOT_RUN
 def write_a5_lcde(results_dir: Path, length=3, best=0.99, last=10000, config=None) -> Path:
     folder = results_dir / A5_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    steps, accuracies = (folder / a5_lcde_name(length, kind) for kind in ("steps", "val_accs"))
+    steps, accuracies = A5ScoreKey(length).paths(folder)
     np.save(steps, np.array([0, last]))
     np.save(accuracies, np.array([0.02, best]))
     if config is not None:
@@ -45,7 +47,7 @@ def test_the_released_files_agree_with_every_published_number(tmp_path):
 
 def test_json_is_all_of_stdout_and_names_every_key(tmp_path):
     folder = write_results(tmp_path / "results", ToyResults([score(), score(run=1)]))
-    broken = folder / toy_lcde_name(2, 1)
+    broken = folder / ToyScoreKey(2, 1).names[0]
     broken.write_bytes(broken.read_bytes()[:-1])
     done = run_from(tmp_path, "--results-dir", "results", "--format", "json")
     rows = json.loads(done.stdout)
@@ -84,7 +86,7 @@ def test_piped_text_is_not_cut_and_ends_with_the_answer(tmp_path):
 
 def test_markdown_rows_have_as_many_cells_as_their_headings(capsys, tmp_path):
     write_results(tmp_path, ToyResults([score()], [curve({0: 0.2, 10000: 0.05})]))
-    write_a5_lcde(tmp_path, config={"eval_interval": 1000})
+    write_a5_lcde(tmp_path, config=FIGURE_2["linear_cde"]["settings"] | {"eval_interval": 1000})
     assert compare_to_paper.main(["--results-dir", str(tmp_path), "--format", "markdown"]) == 0
     output = capsys.readouterr().out
     assert output.count("| --- |") >= 3
@@ -101,7 +103,7 @@ def test_markdown_rows_have_as_many_cells_as_their_headings(capsys, tmp_path):
 @pytest.mark.parametrize("options", [["--format", "html"], ["--format", "markdown"], []])
 def test_an_odd_record_is_a_named_warning_and_the_rest_goes_on(tmp_path, capsys, odd, options):
     folder = write_results(tmp_path, ToyResults([score(), score(run=1)]))
-    record = (folder / toy_lcde_name(2, 0)).with_suffix(".json")
+    record = (folder / ToyScoreKey(2, 0).names[0]).with_suffix(".json")
     record.write_text(odd)
     assert compare_to_paper.main(["--results-dir", str(tmp_path), *options]) == 0
     output = capsys.readouterr()
@@ -120,9 +122,9 @@ def test_strict_fails_for_worse_alone(tmp_path, capsys, factor, code):
 
 def test_strict_fails_for_an_unusable_file(tmp_path, capsys):
     folder = write_results(tmp_path, ToyResults([score()]))
-    (folder / toy_lcde_name(3, 0)).write_bytes(b"")
+    (folder / ToyScoreKey(3, 0).names[0]).write_bytes(b"")
     assert compare_to_paper.main(["--results-dir", str(tmp_path), "--strict"]) == 1
-    assert toy_lcde_name(3, 0) in capsys.readouterr().err
+    assert ToyScoreKey(3, 0).names[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("best", "code"), [(0.95, 0), (0.5, 1)], ids=["agrees", "disagrees"])
@@ -147,3 +149,31 @@ def test_bad_arguments_exit_2_with_nothing_on_stdout(tmp_path):
     done = run_from(tmp_path, "--results-dir", "nowhere", "--format", "json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].endswith("--results-dir: no such folder: nowhere")
+
+
+@pytest.mark.parametrize("figure", [1, 2])
+def test_a_file_in_the_place_of_a_recorded_one_is_unverified_and_left_out(tmp_path, capsys, figure):
+    if figure == 1:
+        folder = write_results(tmp_path, ToyResults([score(seed=2345)], [curve({990000: 0.02})]))
+        exchanged = folder / ToyScoreKey(2, 0).names[0]
+        np.save(exchanged, np.array(score().mse * 1.01))
+        wanted = {"model": LINEAR_CDE, "input_dim": 2, "run": 0}
+    else:
+        exchanged = write_a5_lcde(tmp_path, config={"seed": 2345})
+        np.save(exchanged, np.array([0.02, 0.98]))
+        wanted = {"model": LINEAR_CDE, "length": 3}
+    arguments = ["--results-dir", str(tmp_path), "--format", "json"]
+    assert compare_to_paper.main(arguments) == 0
+    output = capsys.readouterr()
+    rows = [r for r in json.loads(output.out) if wanted.items() <= r.items()]
+    assert [(r["verdict"], r["ours"]) for r in rows] == [("not comparable", None)]
+    assert "unverified: not the file that its record describes" in rows[0]["note"]
+    assert output.err == (
+        f"warning: skipped {exchanged}: unverified: not the file that its record describes\n"
+    )
+    assert compare_to_paper.main([*arguments, "--strict"]) == 1
+    door = (plot_toy, plot_A5)[figure - 1]
+    door.main(["--results-dir", str(tmp_path), "--strict"])
+    assert "unverified" in capsys.readouterr().err
+    assert compare_to_paper.main(["--results-dir", str(tmp_path), "--format", "markdown"]) == 0
+    assert "| unverified: not the file that its record describes |" in capsys.readouterr().out

@@ -128,47 +128,67 @@ def published_curve(model, depth, nonlinear, input_dim) -> dict:
     return next(c["rmse"] for c in curves if wanted.items() <= c.items())
 
 
-def ranges(axes, x: float) -> list[tuple[float, float]]:
-    """The vertical lines at a place: their least and greatest height."""
-    segments = [s for c in axes.collections if hasattr(c, "get_segments") for s in c.get_segments()]
-    return [(s[0][1], s[1][1]) for s in segments if s[0][0] == s[1][0] == x]
+def bands(axes) -> list[tuple[float, float]]:
+    """The least and greatest height of every shaded band."""
+    heights = [c.get_paths()[0].vertices[:, 1] for c in axes.collections]
+    return [(h.min(), h.max()) for h in heights]
 
 
-def test_the_overlay_is_the_papers_values_thin_and_labelled():
-    figure, _ = draw(ToyResults(scores(), [curve()]), overlay=True)
+@pytest.mark.parametrize("records", [2, 100], ids=["logarithmic", "linear"])
+def test_the_overlay_is_the_papers_curves_thin_with_their_ranges(records):
+    figure, _ = draw(ToyResults(scores(), [curve(records=records)]), overlay=True)
     axes = figure.axes[0]
     for configuration in draw_1.STYLES:
-        values = published_curve(*configuration, 2)
-        drawn = line(axes, f"{draw_1.configuration_label(*configuration)}, paper")
-        assert dict(zip(*drawn.get_data(), strict=True)) == {
-            s: v["mean"] for s, v in values.items()
+        values = {
+            step: value
+            for step, value in published_curve(*configuration, 2).items()
+            if step > 0 or records == 100
         }
-        assert (values[10000]["min"], values[10000]["max"]) in ranges(axes, 10000)
+        drawn = line(axes, f"_{draw_1.configuration_label(*configuration)}, paper")
+        means = {step: value["mean"] for step, value in values.items()}
+        assert dict(zip(*drawn.get_data(), strict=True)) == means
+        ranges = [value for value in values.values() if "min" in value]
+        least, greatest = min(v["min"] for v in ranges), max(v["max"] for v in ranges)
+        assert any(np.allclose(band, (least, greatest)) for band in bands(axes))
     ours = line(axes, "Mamba, depth 2, nonlinear")
-    paper = line(axes, "Mamba, depth 2, nonlinear, paper")
+    paper = line(axes, "_Mamba, depth 2, nonlinear, paper")
     assert paper.get_linewidth() < ours.get_linewidth()
     assert paper.get_color() == ours.get_color()
     expected = np.mean(np.sqrt(PUBLISHED["linear_cde"]["mse"][2]))
-    assert np.allclose(line(axes, "random Linear CDE, paper").get_ydata(), expected)
-    assert len(legend(figure)) == 10
-    assert not draw(ToyResults(scores()))[0].axes[0].child_axes
+    assert np.allclose(line(axes, "_random Linear CDE, paper").get_ydata(), expected)
+    assert len(legend(figure)) == 9
+    assert legend(figure)[-1] == draw_1.PAPER_LABEL
+    assert not any(
+        line.get_label().endswith("paper") for line in draw(whole_figure())[0].axes[0].lines
+    )
 
 
 @pytest.mark.parametrize("input_dim", [2, 3])
-def test_the_overlay_shows_the_papers_last_values_beside_runs_of_10000_steps(input_dim):
-    short = [curve(input_dim=d, records=2) for d in (2, 3)]
+def test_runs_of_a_tenth_of_the_papers_steps_stand_on_its_whole_logarithmic_axis(input_dim):
+    short = [curve(input_dim=d, records=10) for d in (2, 3)]
     figure, _ = draw(ToyResults(scores(), short), overlay=True)
     axes = figure.axes[input_dim - 2]
-    assert axes.get_xlim()[1] < 11000
-    assert [cross.get_xdata() for cross in crosses(axes)] == [[10000]]
-    assert draw_1.END_LABEL in legend(figure)
-    (strip,) = axes.child_axes
-    assert strip.get_ylim() == axes.get_ylim()
-    for place, configuration in enumerate(draw_1.STYLES):
-        last = published_curve(*configuration, input_dim)[990000]
-        assert strip.lines[place].get_ydata() == [last["mean"]]
-        if "min" in last:
-            assert ranges(strip, place) == [(last["min"], last["max"])]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] < 1000 and axes.get_xlim()[1] > 1e6
+    ours = line(axes, "Mamba, depth 2, nonlinear")
+    assert ours.get_xdata().tolist() == [10000.0 * n for n in range(1, 10)]
+    last = line(axes, "_Mamba, depth 2, nonlinear, paper")
+    assert (last.get_xdata()[-1], last.get_ydata()[-1]) == (
+        990000,
+        published_curve("Mamba", 2, True, input_dim)[990000]["mean"],
+    )
+    assert not crosses(axes)
+
+
+def test_on_the_logarithmic_axis_a_cross_marks_a_run_that_ends_before_the_others():
+    figure, _ = draw(ToyResults(curves=[curve(run=0, records=3), curve(run=1, records=2)]))
+    assert [cross.get_xdata() for cross in crosses(figure.axes[0])] == [[10000]]
+
+
+def test_runs_beyond_a_tenth_of_the_papers_steps_or_without_a_step_have_a_linear_axis():
+    for records in (1, 11):
+        figure, _ = draw(ToyResults(curves=[curve(records=records)]))
+        assert figure.axes[0].get_xscale() == "linear"
 
 
 @pytest.mark.parametrize("overlay", [False, True])
@@ -177,15 +197,16 @@ def test_the_legend_lies_inside_the_figure_and_above_the_panels(overlay):
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-    panels = [*figure.axes, *(strip for axes in figure.axes for strip in axes.child_axes)]
-    titles = [panel.title.get_window_extent() for panel in panels]
+    titles = [panel.title.get_window_extent() for panel in figure.axes]
     assert box.y0 >= max(title.y1 for title in titles)
     assert max(title.x1 for title in titles) <= figure.bbox.x1
 
 
-def test_the_x_axis_fits_short_runs():
-    figure, _ = draw(ToyResults(scores(), [curve(records=7)]))
-    assert 60000 < figure.axes[1].get_xlim()[1] < 65000
+def test_the_x_axis_fits_the_runs():
+    figure, _ = draw(ToyResults(scores(), [curve(records=12)]))
+    assert 110000 < figure.axes[1].get_xlim()[1] < 115000
+    figure, _ = draw(ToyResults(curves=[ToyCurve(curve().key, np.array([0, 5]), np.ones(2))]))
+    assert figure.axes[0].get_xlim()[0] < 5
 
 
 def test_the_papers_settings_are_preferred_and_others_are_never_averaged_in():

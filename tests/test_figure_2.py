@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from a5_runs import PUBLISHED as FIGURE_2
-from harness.file_names import A5CurveKey, A5ScoreKey, a5_lcde_name
+from harness.file_names import A5CurveKey, A5ScoreKey
 from verdict import figure_2
 from verdict.results import LINEAR_CDE, A5Curve, A5Results, Problem
 from verdict.rows import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL
@@ -104,7 +104,7 @@ def test_unusable_a5_files_are_named_in_their_row_and_a_damaged_record_is_not_co
     name = key.names[1]
     row = figure_2_row(problems=[Problem(Path(name), "is missing", key)], model="S4", length=5)
     assert (row.verdict, row.note) == (NOT_RUN, f"{name}: is missing")
-    record = Path(a5_lcde_name(3, "steps")).with_suffix(".json")
+    record = Path(A5ScoreKey(3).names[0]).with_suffix(".json")
     problem = Problem(record, "not a record", A5ScoreKey(3))
     row = figure_2_row(a5_curve(), problems=[problem], model=LINEAR_CDE, length=3)
     assert (row.verdict, row.note) == (NOT_COMPARABLE, f"{record}: not a record")

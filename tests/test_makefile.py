@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from a5_runs import write_run
-from harness.file_names import toy_lcde_name
+from harness.file_names import ToyScoreKey
 from harness.paths import ROOT, TOY_RESULTS
 from verdict.results import LINEAR_CDE
 
@@ -24,7 +24,7 @@ def make(target: str, results_dir: Path, *options) -> subprocess.CompletedProces
 
 def write_toy(results_dir: Path) -> None:
     (results_dir / TOY_RESULTS).mkdir()
-    np.save(results_dir / TOY_RESULTS / toy_lcde_name(2, 0), np.array(4e-8))
+    np.save(results_dir / TOY_RESULTS / ToyScoreKey(2, 0).names[0], np.array(4e-8))
 
 
 def test_figures_and_check_make_all_from_the_results_there_are(tmp_path):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from a5_runs import LENGTHS, PAPER_TABLE, PUBLISHED, curve, failure, found_in, found_of, table_rows
 from benchmarks.released_files import write_a5_files
+from harness.outcomes import UNFINISHED, failed
 from verdict import tables
 from verdict.results import LINEAR_CDE, A5Curve
 
@@ -41,8 +44,8 @@ def test_a_run_that_stopped_early_is_unfinished_and_no_failure():
 def test_a_failure_is_a_run_that_went_on_to_the_papers_end(model, length, config, last):
     whole = curve(model, 1, length, 0.5, last, **config)
     short = curve(model, 1, length, 0.5, last - 10000, **config)
-    assert found_of(whole).trials[model, length, 1].finished
-    assert not found_of(short).trials[model, length, 1].finished
+    assert found_of(whole).trials[model, length, 1].failed
+    assert not found_of(short).trials[model, length, 1].failed
 
 
 def test_a_missing_run_is_not_run_and_no_failure():
@@ -115,3 +118,19 @@ def test_the_table_tells_not_reached_from_unfinished_and_not_run():
     assert [cell.strip() for cell in rows["S4"]] == ["–", "–", "–"]
     legend_lines = [line[0] for line in text.splitlines() if line and not line.startswith("|")]
     assert legend_lines == ["–", "…", "·"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "last", "state"),
+    [
+        ("diverged: the loss was nan at step 7", 0, 2),
+        ("not solved", 990000, 2),
+        ("not solved", 10000, 1),
+        (UNFINISHED, 990000, 1),
+        (None, 990000, 2),
+    ],
+)
+def test_figure_and_planner_have_one_word_on_what_has_failed(outcome, last, state):
+    run = replace(curve("S4", 1, 5, best=0.5, last=max(last, 1)), outcome=outcome)
+    assert found_of(run).cells["S4", 5].at_least == state
+    assert failed(outcome) == (outcome not in (None, UNFINISHED))

@@ -1,6 +1,7 @@
 """The command lines of both figures, as a user runs them."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import plot_A5
 import plot_toy
 from a5_runs import PAPER_TABLE, PUBLISHED, table_rows, write_run
 from benchmarks.released_files import write_a5_files, write_toy_files
-from harness.file_names import toy_lcde_name
+from harness.file_names import ToyScoreKey
 from harness.paths import ROOT, TOY_RESULTS
 from verdict import command_line
 from verdict.results import LINEAR_CDE, published_results
@@ -26,8 +27,8 @@ def write_scores(results_dir: Path) -> Path:
     folder.mkdir(parents=True)
     for input_dim in (2, 3):
         for run in range(5):
-            np.save(folder / toy_lcde_name(input_dim, run), np.array((run + 1) * 1e-6))
-    return folder / toy_lcde_name(2, 0)
+            np.save(folder / ToyScoreKey(input_dim, run).names[0], np.array((run + 1) * 1e-6))
+    return folder / ToyScoreKey(2, 0).names[0]
 
 
 def write_blocks(results_dir: Path) -> Path:
@@ -220,3 +221,44 @@ def test_plots_and_comparison_import_neither_jax_nor_torch_nor_pyplot():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+@pytest.mark.parametrize("script", ["plot_toy.py", "plot_A5.py", "compare_to_paper.py"])
+def test_a_users_matplotlib_changes_neither_success_nor_bytes(tmp_path, script, backend):
+    write_scores(tmp_path / "results")
+    write_blocks(tmp_path / "results")
+    (tmp_path / "rc").write_text("text.usetex: True\nfont.size: 30\nsavefig.bbox: tight\n")
+    options = ["--report"] if script == "compare_to_paper.py" else []
+    written = []
+    for variables in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "rc")}):
+        command = [sys.executable, ROOT / script, "--results-dir", "results", *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | variables, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr.count(b"\n")) == (0, 2 * len(options))
+        files = sorted(p for p in (tmp_path / "results").iterdir() if p.is_file())
+        written.append({p.name: p.read_bytes() for p in files})
+    assert len(written[0]) == 2
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("ending", ["pdf", "png"])
+def test_a_figure_that_cannot_be_written_is_named_itself(
+    tmp_path, monkeypatch, capsys, door, ending
+):
+    module, write, name, _ = door
+    write(tmp_path)
+
+    def refuse(temporary, target):
+        if target.suffix == f".{ending}":
+            raise PermissionError(13, "Permission denied", str(temporary))
+        return replace(temporary, target)
+
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        module.main(["--results-dir", str(tmp_path)])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"Permission denied: '{tmp_path / name}.{ending}'" in message
+    assert ".tmp" not in message

@@ -1,10 +1,11 @@
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.file_names import ToyCurveKey, a5_lcde_name, parse_name, toy_steps_name
+from harness.file_names import A5ScoreKey, ToyCurveKey, parse_name
 from harness.paths import A5_RESULTS, TOY_RESULTS
 from verdict.provenance import NOT_RECORDED, duration, load_provenance
 
@@ -32,7 +33,8 @@ def write(results_dir: Path, folder: str, name: str, record: dict | str | None) 
     if isinstance(record, str):
         path.with_suffix(".json").write_text(record)
     elif record is not None:
-        files = dict.fromkeys(parse_name(name).names, "")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        files = dict.fromkeys(parse_name(name).names, digest)
         text = json.dumps({"files": files, **record})
         path.with_suffix(".json").write_text(text)
     return path
@@ -91,7 +93,7 @@ def test_a_training_run_took_as_long_as_its_history_and_lengths_are_in_order(tmp
             "outcome": "solved",
             "history": {"steps": [0, 1000], "seconds": [0.0, 60.0 * length]},
         }
-        write(tmp_path, A5_RESULTS, a5_lcde_name(length, "steps"), record)
+        write(tmp_path, A5_RESULTS, A5ScoreKey(length).names[0], record)
     (group,) = load_provenance(tmp_path).groups
     found = [(run.label, run.wall_time, run.outcome) for run in group.runs]
     assert found == [("length 3", "3.0 min", "solved"), ("length 10", "10 min", "solved")]
@@ -113,7 +115,7 @@ def test_a_commit_with_changes_says_so(tmp_path):
 @pytest.mark.parametrize("record", [None, "{"])
 def test_runs_without_a_usable_record_are_named(tmp_path, record):
     key = ToyCurveKey("Mamba", 2, True, 3, 0.0001, 256, 4)
-    write(tmp_path, TOY_RESULTS, toy_steps_name(key), record)
+    write(tmp_path, TOY_RESULTS, key.names[0], record)
     write(tmp_path, "checkpoints", "linear_cde_length_3_steps.npy", None)
     provenance = load_provenance(tmp_path)
     assert provenance.groups == []

@@ -11,8 +11,9 @@ from harness import queue
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
 from harness.locks import Lock, this_process
+from harness.outcomes import NOT_NEEDED, UNFINISHED
 from harness.queue import claimed_runs, run_lock
-from harness.records import NOT_NEEDED, UNFINISHED, Run, Status, run_state, save_run
+from harness.records import Run, Status, run_state, save_run
 from harness.stopping import Stop
 from verdict.results import load_a5_results
 

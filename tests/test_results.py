@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import file_names
 from harness.file_names import A5CurveKey, A5ScoreKey, ToyCurveKey, ToyScoreKey
 from harness.paths import A5_RESULTS, TOY_RESULTS
 from recorded import write_record
@@ -32,29 +31,29 @@ def a5_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def write_a5_lcde(folder: Path, length=3, steps=(0, 10000), accuracies=(0.02, 0.99)) -> list[Path]:
-    paths = [folder / file_names.a5_lcde_name(length, kind) for kind in ("steps", "val_accs")]
+def write_a5_lcde(folder, length=3, steps=(0, 10000), accuracies=(0.02, 0.99)) -> tuple:
+    paths = A5ScoreKey(length).paths(folder)
     np.save(paths[0], np.array(steps))
     np.save(paths[1], np.array(accuracies))
     return paths
 
 
-def write_a5_curve(folder: Path, key: A5CurveKey) -> list[Path]:
-    paths = [folder / file_names.a5_curve_name(**vars(key), kind=k) for k in ("steps", "acc")]
+def write_a5_curve(folder: Path, key: A5CurveKey) -> tuple[Path, ...]:
+    paths = key.paths(folder)
     np.save(paths[0], np.array((0, 10000)))
     np.save(paths[1], np.array((0.02, 0.95)))
     return paths
 
 
 def write_score(folder: Path, input_dim: int = 2, run: int = 0, mse: float = 4e-8) -> Path:
-    path = folder / file_names.toy_lcde_name(input_dim, run)
+    (path,) = ToyScoreKey(input_dim, run).paths(folder)
     np.save(path, np.array(mse))
     return path
 
 
 def write_curve(folder: Path, key: ToyCurveKey, steps=(0, 10000), rmse=(0.2, 0.1)) -> None:
-    np.save(folder / file_names.toy_steps_name(key), np.array(steps))
-    np.save(folder / file_names.toy_rmse_name(key), np.array(rmse))
+    for path, values in zip(key.paths(folder), (steps, rmse), strict=True):
+        np.save(path, np.array(values))
 
 
 def test_all_results_of_a_folder_are_found_in_order(tmp_path, folder):
@@ -124,7 +123,7 @@ class WritesAFile:
 def test_reading_a_result_never_runs_code_from_the_file(tmp_path, folder):
     trap = np.empty((), dtype=object)
     trap[()] = WritesAFile(tmp_path / "written")
-    np.save(folder / file_names.toy_lcde_name(2, 0), trap, allow_pickle=True)
+    np.save(ToyScoreKey(2, 0).paths(folder)[0], trap, allow_pickle=True)
     assert len(load_toy_results(tmp_path).problems) == 1
     assert not (tmp_path / "written").exists()
 
@@ -150,10 +149,10 @@ def test_an_inconsistent_curve_is_named_and_skipped(tmp_path, folder, steps, rms
 
 def test_half_a_curve_is_reported_with_the_name_of_the_missing_half(tmp_path, folder):
     write_curve(folder, KEY)
-    (folder / file_names.toy_steps_name(KEY)).unlink()
+    KEY.paths(folder)[0].unlink()
     results = load_toy_results(tmp_path)
     assert results.curves == []
-    missing = folder / file_names.toy_steps_name(KEY)
+    missing = KEY.paths(folder)[0]
     assert [str(problem) for problem in results.problems] == [f"{missing}: is missing"]
 
 

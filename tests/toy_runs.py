@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.file_names import ToyCurveKey, toy_lcde_name
+from harness.file_names import ToyCurveKey, ToyScoreKey
 from harness.paths import TOY_RESULTS
 from recorded import write_record
 from verdict.results import ToyCurve, ToyResults, ToyScore, published_results
@@ -29,7 +29,7 @@ def write_results(results_dir: Path, results: ToyResults) -> Path:
     folder = results_dir / TOY_RESULTS
     folder.mkdir(parents=True)
     for s in results.scores:
-        path = folder / toy_lcde_name(s.input_dim, s.run)
+        path = folder / ToyScoreKey(s.input_dim, s.run).names[0]
         np.save(path, np.array(s.mse))
         if s.config:
             write_record([path], {"input_dim": s.input_dim, "run": s.run, **s.config})

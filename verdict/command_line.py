@@ -4,9 +4,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from harness.paths import RESULTS_DIR
+from verdict.look import house_style, save_figure
 from verdict.results import Problem
 
 
@@ -38,14 +42,60 @@ def plot_parser(
     return parser
 
 
-def output_path(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, default_name: str
-) -> Path:
-    """The PDF to write; ends the program with exit code 2 if it is not a PDF."""
+@dataclass
+class Drawing:
+    """What a door has drawn: figures by the end of their names, and what there is to say.
+
+    `missing` says why the figure itself is not among them.
+    """
+
+    problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    missing: str = ""
+
+
+def plot(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    default_name: str,
+    folder: str,
+    draw: Callable[[argparse.Namespace], Drawing],
+) -> int:
+    """A plot script: draw, say what was skipped, write, and again with --watch.
+
+    Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments).
+    """
+    args = parser.parse_args(argv)
     output = args.output or args.results_dir / default_name
     if output.suffix != ".pdf":
         parser.error(f"--output must end in .pdf, not {output.name!r}")
-    return output
+
+    def draw_once() -> int:
+        with house_style():
+            try:
+                drawing = draw(args)
+            except NotADirectoryError as error:
+                parser.error(f"--results-dir: {error}")
+            print_problems(drawing.problems)
+            written = _write(parser, output, drawing.figures)
+        print("".join(f"{line}\n" for line in written + drawing.notes), end="")
+        if drawing.missing:
+            print(drawing.missing, file=sys.stderr)
+        return int(bool(drawing.missing or (args.strict and drawing.problems)))
+
+    return draw_and_watch(draw_once, args.results_dir / folder, args.watch)
+
+
+def _write(parser: argparse.ArgumentParser, output: Path, figures: dict[str, Figure]) -> list[str]:
+    lines = []
+    for ending, figure in figures.items():
+        pdf = output.with_name(f"{output.stem}{ending}.pdf")
+        try:
+            lines += [f"wrote {path}" for path in save_figure(figure, pdf)]
+        except OSError as error:
+            parser.error(f"cannot write {pdf}: {error}")
+    return lines
 
 
 def print_problems(problems: list[Problem]) -> None:

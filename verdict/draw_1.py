@@ -20,7 +20,7 @@ PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
 Y_LIMITS = (1e-4, 0.15)
 FIGURE_SIZE = (10, 4.03)  # inches, without the legend
 MARGINS = {"left": 0.07, "right": 0.985, "wspace": 0.14}
-OVERLAY_MARGINS = MARGINS | {"right": 0.91, "wspace": 0.33}  # with a strip beside each panel
+LOG_LIMITS = (900, 1.2e6)  # steps
 MARGIN_HEIGHTS = {"bottom": 0.53, "top": 0.45}  # inches, without the legend
 LEGEND_ROW_HEIGHT = 0.216  # inches
 LEGEND_COLUMNS = 3
@@ -30,10 +30,9 @@ LCDE_LABEL = "random Linear CDE"
 LCDE_COLOR = MODEL_STYLES["Linear CDE"]["color"]
 CROSS = {"marker": "x", "ls": "none", "ms": 7, "mew": 1.8}
 END_LABEL = "a run ends early"
-PAPER_LINE = {"lw": 0.7, "ms": 4, "ls": (0, (2, 2)), "mfc": "white", "mew": 0.7}
-PAPER_BAND_WIDTH = 0.7  # points
+PAPER_LINE = {"lw": 0.8, "ls": "-"}
 PAPER = ", paper"
-STRIP = (1.025, 0, 0.14, 1)  # of the panel it stands beside: left, bottom, width, height
+PAPER_LABEL = "thin, in the same colour: the paper, its range shaded"
 OUTPUT_NAME = "rmse_subplots.pdf"
 
 DOTS = (0, (1, 1.3))
@@ -68,15 +67,15 @@ class Summary:
     high: np.ndarray
 
 
-def summarise(curves: list[ToyCurve]) -> Summary:
-    """Combine runs that may have stopped at different steps."""
+def summarise(curves: list[ToyCurve], first_step: int = 0) -> Summary:
+    """Combine runs that may have stopped at different steps, from a step on."""
     values = defaultdict(list)
     for curve in curves:
         for step, rmse in zip(curve.steps, curve.rmse, strict=True):
             values[step].append(rmse)
-    steps = sorted(values)
+    steps = sorted(step for step in values if step >= first_step)
     columns = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
-    mean, low, high = np.array(columns).T
+    mean, low, high = np.reshape(columns, (-1, 3)).T
     return Summary(np.array(steps), mean, low, high)
 
 
@@ -138,54 +137,65 @@ def draw_figure(
 ) -> Figure:
     """Draw both panels; `zero` maps input dimension to the RMS of the labels.
 
-    `overlay` adds the paper's values: at the steps they are known for, and the last ones in a strip
-    beside the panel, which shows them however short our runs are.
+    Where no run goes beyond a tenth of the paper's steps, the steps are on a logarithmic axis as
+    long as the paper's, without step 0. `overlay` adds the paper's curves with their ranges.
     """
     paper_last_step = published["sequence_models"]["last_step"]
-    last_step = max((curve.steps[-1] for line in lines for curve in line.curves), default=0)
+    steps = np.concatenate([[0], *(curve.steps for line in lines for curve in line.curves)])
+    logarithmic = 0 < steps.max() <= paper_last_step / 10
     lowest = min([Y_LIMITS[0]] + [0.8 * math.sqrt(score.mse) for score in results.scores])
     figure = Figure(figsize=FIGURE_SIZE)
     for axes, (input_dim, title) in zip(
         figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
     ):
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_xlim(min(LOG_LIMITS[0], 0.9 * steps[steps > 0].min()), LOG_LIMITS[1])
+        else:
+            axes.set_xlim(0, 1.02 * (steps.max() or paper_last_step))
+        if overlay:
+            _draw_published(axes, input_dim, published, first_step=int(logarithmic))
         for line in lines:
             if line.input_dim == input_dim:
-                _draw_line(axes, line, paper_last_step)
+                _draw_line(axes, line, paper_last_step, logarithmic)
         axes.axhline(zero[input_dim], color="black", ls=(0, (6, 3)), lw=1.2, label=ZERO_LABEL)
         _draw_linear_cde(axes, results, input_dim, published["linear_cde"]["settings"])
         axes.set(title=title, xlabel="Training steps", yscale="log", ylim=(lowest, Y_LIMITS[1]))
-        axes.set_xlim(0, 1.02 * (last_step or paper_last_step))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25, lw=0.5)
         axes.tick_params(labelleft=True)
-        if overlay:
-            _draw_published(axes, input_dim, published)
     figure.axes[0].set_ylabel("Validation RMSE")
-    legend_height = LEGEND_ROW_HEIGHT * _add_legend(figure)
+    legend_height = LEGEND_ROW_HEIGHT * _add_legend(figure, overlay)
     # By hand, since matplotlib's own layout takes a second.
     width, height = FIGURE_SIZE[0], FIGURE_SIZE[1] + legend_height
     figure.set_size_inches(width, height)
     figure.subplots_adjust(
-        **(OVERLAY_MARGINS if overlay else MARGINS),
+        **MARGINS,
         bottom=MARGIN_HEIGHTS["bottom"] / height,
         top=1 - (MARGIN_HEIGHTS["top"] + legend_height) / height,
     )
     return figure
 
 
-def _draw_line(axes: Axes, line: Line, paper_last_step: int) -> None:
-    summary = summarise(line.curves)
+def _draw_line(axes: Axes, line: Line, paper_last_step: int, logarithmic: bool) -> None:
+    """On the logarithmic axis all runs end early: a cross marks those before the last."""
+    summary = summarise(line.curves, first_step=int(logarithmic))
+    if not summary.steps.size:
+        return
     style = STYLES[line.configuration]
     every = max(1, len(summary.steps) // MARKERS_PER_LINE)
     # Staggered, so that the markers of lines that lie on each other do not hide each other.
     first = every * list(STYLES).index(line.configuration) // len(STYLES)
     marks = {"ms": 4.5, "markevery": (first, every)}
+    if logarithmic:
+        marks = {"ms": 6.5, "markevery": (-1 % every, every), "zorder": 3}
     axes.plot(summary.steps, summary.mean, lw=1.4, label=line.label, **marks, **style)
     if len(line.curves) > 1:
         axes.fill_between(
             summary.steps, summary.low, summary.high, color=style["color"], alpha=0.2, lw=0
         )
-    ends = sorted({c.steps[-1] for c in line.curves if c.steps[-1] < paper_last_step})
+    whole = summary.steps[-1] if logarithmic else paper_last_step
+    ends = sorted({c.steps[-1] for c in line.curves if 0 < c.steps[-1] < whole})
     if ends:
         heights = summary.mean[np.searchsorted(summary.steps, ends)]
         axes.plot(ends, heights, color=style["color"], **CROSS)
@@ -203,57 +213,52 @@ def _draw_linear_cde(axes: Axes, results: ToyResults, input_dim: int, settings: 
         axes.axhspan(rmse.min(), rmse.max(), color=LCDE_COLOR, alpha=0.2, lw=0)
 
 
-def _draw_published(axes: Axes, input_dim: int, published: dict) -> None:
-    """The paper's values: mean as hollow marker, range over runs as a vertical line."""
-    last_step = published["sequence_models"]["last_step"]
-    strip = axes.inset_axes(STRIP, sharey=axes)
-    strip.tick_params(which="both", left=False, labelleft=False, bottom=False, labelbottom=False)
-    strip.grid(axis="y", alpha=0.25, lw=0.5)
-    strip.set(xlim=(-1, len(STYLES)), facecolor="0.97")
-    strip.set_title(f"paper,\n{EngFormatter(sep='')(last_step)}", fontsize=8)
+def _draw_published(axes: Axes, input_dim: int, published: dict, first_step: int) -> None:
+    """The paper's curves, thin, with the range over runs where it is known."""
     for curve in published["sequence_models"]["curves"]:
         configuration = (curve["model"], curve["depth"], curve["nonlinear"])
-        if configuration in STYLES and curve["input_dim"] == input_dim:
-            values = curve["rmse"]
-            label = configuration_label(*configuration) + PAPER
-            _draw_values(axes, list(values), list(values.values()), configuration, label)
-            place = list(STYLES).index(configuration)
-            _draw_values(strip, [place], [values[last_step]], configuration)
+        if configuration not in STYLES or curve["input_dim"] != input_dim:
+            continue
+        color = STYLES[configuration]["color"]
+        known = {step: value for step, value in curve["rmse"].items() if step >= first_step}
+        means = [value["mean"] for value in known.values()]
+        style = PAPER_LINE | ({"marker": "_", "ms": 9} if len(means) == 1 else {})
+        label = "_" + configuration_label(*configuration) + PAPER
+        axes.plot(list(known), means, color=color, label=label, **style)
+        ranges = [(step, v["min"], v["max"]) for step, v in known.items() if "min" in v]
+        if len(ranges) > 1:
+            axes.fill_between(*zip(*ranges, strict=True), color=color, alpha=0.16, lw=0)
+        elif ranges:
+            axes.vlines(*zip(*ranges, strict=True), color=color, lw=PAPER_LINE["lw"])
     rmse = np.sqrt(published["linear_cde"]["mse"][input_dim])
     color = {"color": LCDE_COLOR, "lw": PAPER_LINE["lw"]}
-    axes.axhline(rmse.mean(), ls=PAPER_LINE["ls"], label=LCDE_LABEL + PAPER, **color)
+    axes.axhline(rmse.mean(), label="_" + LCDE_LABEL + PAPER, **color)
     axes.axhspan(rmse.min(), rmse.max(), fill=False, **color)
 
 
-def _draw_values(
-    axes: Axes, places: list[float], values: list[dict], configuration: tuple, label: str = ""
-) -> None:
-    style = STYLES[configuration]
-    axes.plot(places, [v["mean"] for v in values], label=label, **(style | PAPER_LINE))
-    ranges = [(p, v["min"], v["max"]) for p, v in zip(places, values, strict=True) if "min" in v]
-    if ranges:
-        axes.vlines(*zip(*ranges, strict=True), color=style["color"], lw=PAPER_BAND_WIDTH)
-
-
-def _add_legend(figure: Figure) -> int:
+def _add_legend(figure: Figure, overlay: bool) -> int:
     """One legend above both panels, naming what they show in Figure 1's order; returns its rows."""
     handles = {}
+    if overlay:  # the paper's curves have the colours of ours, whether those are there or not
+        handles = {configuration_label(*c): Line2D([], [], **s) for c, s in STYLES.items()}
     crosses = False
     for axes in figure.axes:
         drawn, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
         crosses |= any(line.get_marker() == "x" for line in axes.lines)
-    ours = [configuration_label(*c) for c in STYLES] + [ZERO_LABEL, LCDE_LABEL]
-    order = [label + end for end in ("", PAPER) for label in ours]
-    labels = sorted(handles, key=lambda label: order.index(label.removesuffix(OTHER_SETTINGS)))
-    lines = [handles[label] for label in labels]
+    order = [*map(lambda c: configuration_label(*c), STYLES), ZERO_LABEL, LCDE_LABEL]
+    marked = {label.removesuffix(OTHER_SETTINGS) for label in handles if OTHER_SETTINGS in label}
+    labels = [label for label in handles if label not in marked]
+    labels.sort(key=lambda label: order.index(label.removesuffix(OTHER_SETTINGS)))
+    extra = [Line2D([], [], color="0.3", **PAPER_LINE)] * overlay
+    names = [PAPER_LABEL] * overlay
     if crosses:
-        lines.append(Line2D([], [], color="0.3", **CROSS))
-        labels.append(END_LABEL)
-    if any(label.endswith(OTHER_SETTINGS) for label in labels):
-        lines.append(Line2D([], [], ls="none"))
-        labels.append(OTHER_SETTINGS_LABEL)
-    figure.legend(
-        lines, labels, loc="upper center", ncols=LEGEND_COLUMNS, frameon=False, handlelength=3.2
-    )
-    return math.ceil(len(labels) / LEGEND_COLUMNS)
+        extra.append(Line2D([], [], color="0.3", **CROSS))
+        names.append(END_LABEL)
+    if marked:
+        extra.append(Line2D([], [], ls="none"))
+        names.append(OTHER_SETTINGS_LABEL)
+    lines = [*(handles[label] for label in labels), *extra]
+    columns = {"ncols": LEGEND_COLUMNS, "frameon": False, "handlelength": 3.2}
+    figure.legend(lines, labels + names, loc="upper center", **columns)
+    return math.ceil(len(lines) / LEGEND_COLUMNS)

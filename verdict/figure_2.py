@@ -6,7 +6,14 @@ from dataclasses import replace
 from harness.file_names import A5CurveKey, A5ScoreKey
 from verdict.minimum_blocks import NOT_REACHED, Cell, in_figure_2, search
 from verdict.results import LINEAR_CDE, A5Results, Problem
-from verdict.rows import AGREES, DISAGREES, NOT_COMPARABLE, NOT_RUN, PARTIAL, BlocksRow
+from verdict.rows import (
+    AGREES,
+    DISAGREES,
+    NOT_COMPARABLE,
+    PARTIAL,
+    BlocksRow,
+    verdict_without_result,
+)
 
 RULE = (
     "Figure 2: the fewest blocks whose accuracy exceeds 0.9, tried in turn; a number of blocks "
@@ -68,8 +75,8 @@ def _judge(row: BlocksRow, cell: Cell, unusable: list[Problem]) -> BlocksRow:
     """Decide; `unusable` are the files of this model and length that were skipped."""
     notes = [f"{problem.path.name}: {problem.reason}" for problem in unusable]
     if not cell.decided and cell.deciding is None:
-        return replace(row, verdict=NOT_RUN, note="; ".join(notes))
-    notes = [*cell.other_settings, *cell.other_schedule, *notes]
+        return replace(row, verdict=verdict_without_result(notes), note="; ".join(notes))
+    notes = [*cell.other_settings, *cell.remarks, *notes]
     if not cell.decided:
         notes.insert(0, _possible(cell))
     row = replace(row, note="; ".join(notes))

@@ -3,9 +3,11 @@
 import html
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 
 from harness.atomic_files import atomic_write
@@ -20,6 +22,13 @@ MODEL_STYLES = {
 }
 PNG_DPI = 160
 RC = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 10}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Figures made inside look the same whatever a user's matplotlibrc says."""
+    with rc_context({k: v for k, v in rcParamsDefault.items() if k != "backend"} | RC):
+        yield
 
 
 def save_figure(figure: Figure, pdf: Path) -> list[Path]:

@@ -9,8 +9,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from harness.file_names import configuration_label
+from harness.outcomes import FINISHED, diverged, failed
 from verdict.results import LINEAR_CDE, A5Curve, A5Results
-from verdict.rows import NOT_RUN, departures
+from verdict.rows import NOT_RUN, departures, unrecorded
 
 NOT_REACHED = "not reached"
 UNFINISHED = "unfinished"
@@ -23,15 +24,17 @@ OTHER_SETTINGS_LABEL = "* not the paper's settings"
 class Trial:
     """The run that counts for one model, length and number of blocks.
 
+    `failed` means that it solved nothing to the paper's end, or diverged.
     `other_settings` and `other_schedule` say how its config departs from the paper's: how it was
-    trained, and only when it was evaluated and ended.
+    trained, and only when it was evaluated and ended; `unrecorded` what its record does not say.
     """
 
     curve: A5Curve
     solved: bool
-    finished: bool
+    failed: bool
     other_settings: list[str]
     other_schedule: list[str]
+    unrecorded: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Cell:
         if self.decided:
             return NOT_REACHED
         runs = self.evidence.values()
-        return UNFINISHED if any(not run.solved and not run.finished for run in runs) else NOT_RUN
+        return UNFINISHED if any(not run.solved and not run.failed for run in runs) else NOT_RUN
 
     @property
     def deciding(self) -> Trial | None:
@@ -78,14 +81,17 @@ class Cell:
     @property
     def other_settings(self) -> list[str]:
         """How the runs that bear on the number depart from the paper's settings."""
-        runs = (run for depth, run in self.evidence.items() if depth <= self.at_most)
-        return sorted({text for run in runs for text in run.other_settings})
+        return sorted({text for run in self._bearing for text in run.other_settings})
 
     @property
-    def other_schedule(self) -> list[str]:
-        """How they depart from the paper's schedule."""
-        runs = (run for depth, run in self.evidence.items() if depth <= self.at_most)
-        return sorted({text for run in runs for text in run.other_schedule})
+    def remarks(self) -> list[str]:
+        """How they depart from the paper's schedule, and which settings are not recorded."""
+        texts = (text for run in self._bearing for text in run.other_schedule + run.unrecorded)
+        return sorted(set(texts))
+
+    @property
+    def _bearing(self) -> list[Trial]:
+        return [run for depth, run in self.evidence.items() if depth <= self.at_most]
 
 
 @dataclass
@@ -177,12 +183,17 @@ def _trial(curve: A5Curve, published: dict) -> Trial:
     part = _part(curve.model, published)
     settings = _settings(curve, published)
     batch_size = curve.config.get("batch_size") or settings["batch_size"]
+    solved = curve.best > published["min_blocks"]["solved_above"]
+    # A released file has no record: how far it goes says how it ended.
+    at_the_end = curve.last_step >= _last_record(part, curve.length, batch_size)
+    ended = failed(curve.outcome or FINISHED) and (at_the_end or diverged(curve.outcome))
     return Trial(
         curve,
-        solved=curve.best > published["min_blocks"]["solved_above"],
-        finished=curve.last_step >= _last_record(part, curve.length, batch_size),
+        solved=solved,
+        failed=ended and not solved,
         other_settings=departures(curve.config, settings),
         other_schedule=departures(curve.config, part["schedule"]),
+        unrecorded=unrecorded(curve.config, settings) if curve.outcome else [],
     )
 
 
@@ -215,19 +226,19 @@ def _search_model(
     model: str, lengths: list[int], trials: dict, limit: int, notes: _Notes
 ) -> dict[tuple[str, int], Cell]:
     cells = {}
-    failed = {}
+    failures = {}
     for length in lengths:
         here = {
             depth: trials[model, length, depth]
             for depth in range(1, limit + 1)
             if (model, length, depth) in trials
         }
-        for depth in failed.keys() & here.keys():
+        for depth in failures.keys() & here.keys():
             notes.add("not counted, failed at a shorter length", here.pop(depth).curve)
-        evidence = failed | here
-        failed = {d: t for d, t in evidence.items() if t.finished and not t.solved}
+        evidence = failures | here
+        failures = {d: t for d, t in evidence.items() if t.failed}
         solved = [depth for depth, trial in evidence.items() if trial.solved]
-        possible = [depth for depth in range(1, limit + 1) if depth not in failed]
+        possible = [depth for depth in range(1, limit + 1) if depth not in failures]
         at_least, at_most = min([*possible, limit + 1]), min([*solved, limit + 1])
         cell = Cell(length, limit, at_least, at_most, evidence)
         if cell.blocks is not None and not cell.decided:

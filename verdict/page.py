@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -146,7 +145,7 @@ def _figure_1(results: ToyResults, published: dict) -> Picture:
         caption += f" Not run: {'; '.join(missing)}."
     # Not from the data: the page must be the same in a clone, which has none.
     zero = published["predicting_zero"]["rmse"]
-    with matplotlib.rc_context(look.RC):
+    with look.house_style():
         figure = draw_1.draw_figure(results, lines, zero, published, overlay=True)
         return _picture(figure, "figure1", "Figure 1", caption)
 
@@ -156,7 +155,7 @@ def _figure_2(results: A5Results, published: dict) -> Picture:
     if all(cell.blocks is None for cell in found.cells.values()):
         return Picture("figure2", "No run solves a length, so there is no line to draw.")
     caption = "Fewest blocks that solve each sequence length. Thin and dashed: the paper's."
-    with matplotlib.rc_context(look.RC):
+    with look.house_style():
         figure = draw_2.draw_figure(found, published["min_blocks"])
         return _picture(figure, "figure2", "Figure 2", caption)
 

@@ -15,7 +15,7 @@ from harness.file_names import (
 )
 from harness.paths import A5_RESULTS, TOY_RESULTS
 from harness.records import Origin, Record
-from verdict.results import find_runs
+from verdict.results import UNVERIFIED, FoundRun, find_runs
 
 # In the order in which they are shown.
 EXPERIMENTS = {
@@ -78,7 +78,7 @@ def load_provenance(results_dir: Path) -> Provenance:
         made_with = _hardware(run.record.provenance), _software(run.record.provenance)
         key = (experiment, json.dumps(config, sort_keys=True), *made_with)
         group = groups.setdefault(key, RecordGroup(experiment, config, *made_with, []))
-        group.runs.append(_made(label, run.record))
+        group.runs.append(_made(label, run))
     return Provenance(list(groups.values()), unrecorded)
 
 
@@ -106,12 +106,12 @@ def _label(key: Key) -> str:
             return f"{configuration_label(model, depth, nonlinear=False)}, length {length}"
 
 
-def _made(label: str, record: Record) -> MadeRun:
-    origin = record.provenance
+def _made(label: str, run: FoundRun) -> MadeRun:
+    origin = run.record.provenance
     return MadeRun(
         label,
-        record.outcome,
-        wall_time=_wall_time(record),
+        run.outcome if run.verified else UNVERIFIED,
+        wall_time=_wall_time(run.record),
         date=(origin.started or "").partition("T")[0] or NOT_RECORDED,
         commit=_commit(origin),
     )

@@ -19,6 +19,7 @@ from harness.records import Record, read_record
 PUBLISHED_RESULTS = Path(__file__).with_name("published_results.yaml")
 LINEAR_CDE = "Linear CDE"
 TRAIN_FRACTION = 0.8
+UNVERIFIED = "unverified: not the file that its record describes"
 _KEYS = {TOY_RESULTS: (ToyScoreKey, ToyCurveKey), A5_RESULTS: (A5ScoreKey, A5CurveKey)}
 
 
@@ -42,16 +43,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run whose files are somewhere: in a curve first the steps, then the values."""
+    """A run whose files are somewhere; `verified`: they are those that its record describes."""
 
     key: Key
     paths: tuple[Path, ...]
     record: Record | None = None
+    verified: bool = True
 
     @property
     def config(self) -> dict:
         """That of the record, or {} without one: released files have none."""
         return self.record.config if self.record else {}
+
+    @property
+    def outcome(self) -> str | None:
+        """How the run ended, by its record."""
+        return self.record.outcome if self.record else None
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class A5Curve:
     """One training run on A5: validation accuracy (records,) at steps (records,).
 
     `config` is that of the run's record, with what the file name says; {} where neither says any.
+    `outcome` is how the record says that it ended, None without one.
     """
 
     model: str
@@ -104,6 +112,7 @@ class A5Curve:
     config: dict
     steps: np.ndarray
     accuracies: np.ndarray
+    outcome: str | None = None
 
     @property
     def best(self) -> float:
@@ -125,8 +134,9 @@ class A5Results:
 
 
 def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Problem]]:
-    """The runs of one task, and the records that cannot be used: their runs are found by name.
+    """The runs of one task, and what is wrong with their records.
 
+    The run of a record that cannot be used is found by name.
     Raises: NotADirectoryError if `results_dir` is missing.
     """
     if not results_dir.is_dir():
@@ -136,14 +146,17 @@ def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Prob
         try:
             record = read_record(path)
             if record.files:  # a run that was not needed has none
+                key = _recorded_key(record, folder)
                 paths = tuple(path.with_name(name) for name in record.files)
-                runs.append(FoundRun(_recorded_key(record, folder), paths, record))
+                others = [p for p in paths if p.exists() and not record.describes(p)]
+                problems += [Problem(p, UNVERIFIED, key) for p in others]
+                runs.append(FoundRun(key, paths, record, verified=not others))
         except ResultFileError as error:
             problems.append(Problem(path, str(error), parse_name(f"{path.stem}.npy")))
     recorded = {path for run in runs for path in run.paths}
     others = set((results_dir / folder).glob("*.npy")) - recorded
     for key in {parse_name(path.name) for path in others} - {None}:
-        runs.append(FoundRun(key, tuple(results_dir / folder / name for name in key.names)))
+        runs.append(FoundRun(key, key.paths(results_dir / folder)))
     return runs, problems
 
 
@@ -172,7 +185,7 @@ def load_toy_results(results_dir: Path) -> ToyResults:
     """
     runs, problems = find_runs(results_dir, TOY_RESULTS)
     results = ToyResults(problems=problems)
-    for run in runs:
+    for run in filter(lambda run: run.verified, runs):
         if isinstance(run.key, ToyScoreKey):
             _add_score(results, run)
         elif isinstance(run.key, ToyCurveKey) and (curve := _load_curve(run, problems)):
@@ -187,14 +200,18 @@ def load_a5_results(results_dir: Path) -> A5Results:
     """Load every A5 result under `results_dir`/outputs_A5; errors as `load_toy_results`."""
     runs, problems = find_runs(results_dir, A5_RESULTS)
     results = A5Results(problems=problems)
-    for run in runs:
+    for run in filter(lambda run: run.verified, runs):
         key = run.key
         if isinstance(key, A5ScoreKey) and (curve := _load_curve(run, problems)):
-            results.curves.append(A5Curve(LINEAR_CDE, key.length, 1, run.config, *curve))
+            results.curves.append(
+                A5Curve(LINEAR_CDE, key.length, 1, run.config, *curve, run.outcome)
+            )
         elif isinstance(key, A5CurveKey) and (curve := _load_curve(run, problems)):
             named = {name: value for name, value in vars(key).items() if value is not None}
             config = {**run.config, **named}
-            results.curves.append(A5Curve(key.model, key.length, key.depth, config, *curve))
+            results.curves.append(
+                A5Curve(key.model, key.length, key.depth, config, *curve, run.outcome)
+            )
     results.curves.sort(key=lambda c: (c.model, c.length, c.depth, str(sorted(c.config.items()))))
     problems.sort(key=lambda problem: problem.path)
     return results

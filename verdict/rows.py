@@ -1,15 +1,17 @@
 """The paper's numbers beside ours: the rows that comparisons fill, verdicts, the answer."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.file_names import Key
-from verdict.results import Problem
+from verdict.results import UNVERIFIED, Problem
 
 AGREES = "agrees"
 DISAGREES = "disagrees"
 BETTER = "better outside the band"
+ROUNDING = "GPU rounding"
 WORSE = "worse outside the band"
 PARTIAL = "partial"
 NOT_RUN = "not run"
@@ -20,6 +22,7 @@ QUESTION = "Does this agree with the paper?"
 _PHRASES = {
     AGREES: ("agrees", "agree"),
     DISAGREES: ("disagrees", "disagree"),
+    ROUNDING: ("differs by GPU rounding", "differ by GPU rounding"),
     BETTER: ("is better than its band", "are better than its band"),
     WORSE: ("is worse than its band", "are worse than its band"),
     PARTIAL: ("is partial", "are partial"),
@@ -30,11 +33,13 @@ _SO_FAR = {AGREES: "inside the band so far", BETTER: "better so far", WORSE: "wo
 VERDICT_RULE = (
     "Lower is 'better outside the band', higher is 'worse outside the band'. 'partial': training "
     "stopped early, so the step is the last published one it recorded, and the note says how it "
-    "compares at that step. 'not comparable': the settings are not the paper's."
+    "compares at that step. 'not comparable': the settings are not the paper's, or a file is not "
+    "the one that its record describes ('unverified')."
 )
 VERDICT_STYLES = {
     AGREES: "green",
     DISAGREES: "bold red",
+    ROUNDING: "cyan",
     BETTER: "cyan",
     WORSE: "bold red",
     PARTIAL: "yellow",
@@ -48,8 +53,9 @@ class ErrorRow:
     """An error of the paper on the toy task beside ours; None where there is none.
 
     `run` is a run's number or 'mean'. `paper_min` and `paper_max` are over the paper's runs, `low`
-    and `high` the limits of 'agrees'. `step` is our value's; where that is not the last one,
-    `so_far` is the verdict at that step.
+    and `high` the limits of 'agrees'. `relative_difference` is from what decides: the same run's
+    number, the nearest end of the paper's range or predicting zero. `step` is our value's; where
+    that is not the last one, `so_far` is the verdict at that step.
     """
 
     figure: ClassVar[int] = 1
@@ -76,6 +82,18 @@ class ErrorRow:
     def is_published(self) -> bool:
         """Whether it stands for a number of the paper, not for one more run of ours."""
         return self.run == MEAN or (self.quantity == "MSE" and self.paper is not None)
+
+    @property
+    def paper_number(self) -> float | None:
+        """The paper's to set beside ours: a single run stands beside the range, not the mean."""
+        return self.paper if self.run == MEAN or self.paper_min is None else None
+
+    @property
+    def difference(self) -> str:
+        """The relative difference in words."""
+        if self.relative_difference == 0 and self.quantity == "RMSE":
+            return "inside"
+        return "-" if self.relative_difference is None else f"{self.relative_difference:+.1%}"
 
 
 @dataclass(frozen=True)
@@ -137,18 +155,23 @@ def answer(rows: list[Row]) -> str:
 
 
 def _lead(counts: dict[str, int], so_far: Counter) -> str:
-    if not any(counts[v] for v in (AGREES, DISAGREES, BETTER, WORSE, PARTIAL)):
+    if not any(counts[v] for v in (AGREES, DISAGREES, ROUNDING, BETTER, WORSE, PARTIAL)):
         return "Not known yet"
     if counts[DISAGREES] or counts[WORSE] or so_far[WORSE]:
         return "Not everywhere"
     words = "it agrees or is better" if counts[BETTER] or so_far[BETTER] else "yes"
-    complete = counts[AGREES] + counts[BETTER] == sum(counts.values())
+    complete = counts[AGREES] + counts[ROUNDING] + counts[BETTER] == sum(counts.values())
     return words[0].upper() + words[1:] if complete else f"As far as it was run, {words}"
 
 
 def defects(problems: list[Problem]) -> dict[Key, str]:
     """Why files were unusable, by the run they belong to."""
     return {problem.key: problem.reason for problem in problems if problem.key is not None}
+
+
+def verdict_without_result(reasons: Iterable[str]) -> str:
+    """The verdict on a number whose result is missing or, for these reasons, unusable."""
+    return NOT_COMPARABLE if any(UNVERIFIED in reason for reason in reasons) else NOT_RUN
 
 
 def departures(config: dict, settings: dict) -> list[str]:
@@ -158,6 +181,12 @@ def departures(config: dict, settings: dict) -> list[str]:
         for name, value in settings.items()
         if name in config and config[name] != value
     ]
+
+
+def unrecorded(config: dict, settings: dict) -> list[str]:
+    """Which of the paper's settings a record's config lacks, as one phrase."""
+    names = [name for name in settings if name not in config]
+    return [f"not recorded: {', '.join(names)}"] if names else []
 
 
 def accuracy_text(accuracy: float | dict[str, float]) -> str:

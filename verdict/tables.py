@@ -71,7 +71,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
         ),
         (
             "Figure 1, sequence models: validation RMSE",
-            ["model", *common, *limits, "verdict", "note"],
+            ["model", *common[:-1], "from range", *limits, "verdict", "note"],
             [[_name(r), *_numbers(r, ".4f"), *_limits(r), r.verdict, r.note] for r in others],
         ),
         (
@@ -87,9 +87,8 @@ def _name(row: ErrorRow) -> str:
 
 
 def _numbers(row: ErrorRow, form: str) -> list[str]:
-    ours, paper = ("-" if x is None else format(x, form) for x in (row.ours, row.paper))
-    change = "-" if row.relative_difference is None else f"{row.relative_difference:+.1%}"
-    return [f"{row.input_dim}D", str(row.run), ours, paper, change]
+    ours, paper = ("-" if x is None else format(x, form) for x in (row.ours, row.paper_number))
+    return [f"{row.input_dim}D", str(row.run), ours, paper, row.difference]
 
 
 def _limits(row: ErrorRow) -> list[str]:
