@@ -116,7 +116,5 @@ def test_a_scan_backend_that_a_device_has_not_is_named(tmp_path, capsys):
     words = ["-m", "SequenceModel", "-e", "toy", "--device", "cpu"]
     words += ["--results-dir", str(tmp_path), "--set", "scan_backend=triton"]
     assert main(words) == 2
-    error = capsys.readouterr().err
-    assert (
-        error == "error: scan_backend: backend 'triton' does not compute on cpu in torch.float32\n"
-    )
+    reason = "backend 'triton' does not compute on cpu in torch.float32"
+    assert capsys.readouterr().err == f"error: scan_backend: {reason}\n"
