@@ -3,8 +3,8 @@
 In this order: the scan's backends against the reference in double precision on the CPU; JAX's
 composition of flows; for each kind of model captured steps again, resumed, and against plain ones;
 milliseconds of a step of each configuration of both figures; then the toy runs themselves, run 0 of
-each, side by side, until the time is up. What was not reached is said. It prints a table, and leaves check.json and the runs'
-results with their records (results.tar.gz) in --output.
+each, side by side, until the time is up. What was not reached is said. It prints a table and leaves
+check.json and results.tar.gz, the runs' results with their records, in --output.
 
     python tests/gpu/check.py [--minutes 12] [--workers 18] [--output DIR]
     TRITON_INTERPRET=1 python tests/gpu/check.py --tiny       # all of it on a CPU, at tiny sizes
@@ -149,9 +149,9 @@ def training_of(check: Check, experiment: str, run: dict[str, Any], backend: str
         adam = torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate)
         loss, dropout = training.squared_error, None
     else:
-        config = config_of(check, ssm_a5)
+        config, size = config_of(check, ssm_a5), 2 if check.tiny else 32
         sources = [
-            (*torch.randint(60, (2, 1000, length), generator=generator, dtype=torch.int32), 32)
+            (*torch.randint(60, (2, 1000, length), generator=generator, dtype=torch.int32), size)
             for length in (run["length"], 2)
         ]
         draws = training.generator_of([0], check.device)
