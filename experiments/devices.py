@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from harness.errors import UnavailableError
+from harness.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
     import torch
@@ -98,22 +98,30 @@ def jax_numbers() -> Iterator[None]:
         yield
 
 
-def torch_numbers() -> None:
-    """PyTorch as the experiments mean it: float32 products in float32, on a GPU too."""
+def torch_numbers(matmul_precision: Literal["float32", "tf32"]) -> None:
+    """PyTorch as the experiments mean it: on a GPU too float32 is float32, unless it is to be TF32.
+
+    There the libraries' kernels give the same bits each time.
+    """
     forget_exported()
     # Threads that wait for work sleep: where other processes share the cores, OpenMP's spinning
     # threads would hold up those that have work, by 5 to 20 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
 
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    tf32 = matmul_precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str, matmul_precision: Literal["float32", "tf32"]) -> torch.device:
     """Choose where PyTorch computes: "auto", "cpu" or "cuda".
 
-    Raises: UnavailableError, when CUDA is asked for and PyTorch has none.
+    Raises: UnavailableError, when CUDA is asked for and PyTorch has none; ConfigError, when TF32 is
+    and the device is a CPU.
     """
     import torch
 
@@ -124,6 +132,10 @@ def torch_device(name: str) -> torch.device:
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and matmul_precision == "tf32":
+        raise ConfigError(
+            "matmul_precision: a CPU has no 'tf32', an NVIDIA GPU has; on a CPU use float32"
+        )
     return torch.device(name)
 
 

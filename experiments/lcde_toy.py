@@ -183,12 +183,12 @@ def features_of(
 ) -> Float[np.ndarray, "N H"]:
     """The state Z at t = 1 of every path, (N, H) float32.
 
-    shared: the paths' increments, to compose shared flows (grouped on a CPU, gathered on a GPU);
+    shared: the paths' increments, to compose shared flows (in groups on a CPU, in blocks on a GPU);
     None to solve path by path, `batch_size` at a time, as the paper did.
     """
     import jax
 
-    from kernels.shared_flows import compose_by_gather, compose_by_group
+    from kernels.shared_flows import compose_by_block, compose_by_group
     from linear_cde import interval_flows, solve_paths
 
     ts = sample_times(paths)
@@ -202,11 +202,11 @@ def features_of(
             return np.concatenate(parts)
         flows = interval_flows(model, ts[:2], shared.values, solve)
         start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
+        size = config.flow_batch_size
         if jax.default_backend() == "gpu":
-            size = config.batch_size
-            features = compose_by_gather(flows, start, shared.ids, size, bar.update)
+            features = compose_by_block(flows, start, shared.ids, size, bar.update)
         else:
-            size, threads = config.flow_batch_size, available_cores()
+            threads = available_cores()
             features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
     rows = checked_rows(paths)
     check_features(features[rows], np.asarray(solve_paths(model, ts, paths[rows], solve)))

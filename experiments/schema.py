@@ -73,8 +73,16 @@ class SSMConfig(ExperimentConfig):
     checkpoint_interval: PositiveInt
     s4_mode: Literal["convolution", "scan"]
     s4_softplus_step: bool
-    scan_backend: Literal["auto", "mamba_ssm", "cpp", "reference"]
+    scan_backend: Literal["auto", "triton", "mamba_ssm", "cpp", "reference"]
+    matmul_precision: Literal["float32", "tf32"]
     compile: bool
+
+    def identity(self) -> dict[str, Any]:
+        """As the others', without `matmul_precision` where it is float32, as in older records."""
+        settings = super().identity()
+        if self.matmul_precision == "float32":
+            del settings["matmul_precision"]
+        return settings
 
 
 class _Loader(yaml.SafeLoader):

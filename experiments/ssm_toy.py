@@ -98,13 +98,13 @@ def _run(
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
     """Do the runs. One that diverges leaves a record that says so, and the others go on.
 
-    Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
-    names the runs that diverged.
+    Raises: ConfigError, UnavailableError, DataError, OSError, and, when all is done,
+    FloatingPointError that names the runs that diverged.
     """
-    torch_numbers()
+    torch_numbers(config.matmul_precision)
     from experiments.ssm_training import announced_backend, origin_of_runs
 
-    where = torch_device(device)
+    where = torch_device(device, config.matmul_precision)
     backend = announced_backend(config.scan_backend, where)
     origin = origin_of_runs(where, backend)
     outcomes = {}

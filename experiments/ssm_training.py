@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.cuda_step import CapturedStep, CudaGraph, Graph
 from experiments.devices import device_in_words
 from experiments.schema import SSMConfig
 from experiments.training_loop import DataOrder
-from harness.errors import CompilationError, UnavailableError
+from harness.errors import CompilationError, ConfigError, UnavailableError
 from harness.records import provenance
 from kernels.selective_scan import choose_backend
 from torch_layers import Dropout, make_layer
@@ -68,11 +69,16 @@ def layer_maker(
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """A model's parameters for Adam: in one pass over memory, but for complex ones (S4's, S5's).
 
-    PyTorch's fused Adam has no complex numbers.
+    PyTorch's fused Adam has no complex numbers. On a GPU its steps can be captured.
     """
     parameters = list(model.parameters())
+    capturable = all(p.is_cuda for p in parameters)
     groups = [
-        {"params": [p for p in parameters if p.is_complex() != fused], "fused": fused}
+        {
+            "params": [p for p in parameters if p.is_complex() != fused],
+            "fused": fused,
+            "capturable": capturable,
+        }
         for fused in (True, False)
     ]
     return [group for group in groups if group["params"]]
@@ -81,7 +87,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 class Training:
     """A model, its optimizer and its data, as the training loop wants them.
 
-    A step adds the gradients of the losses of one batch of each source, then updates once.
+    A step adds the gradients of the losses of one batch of each source, then updates once. On a GPU
+    it is captured once and replayed.
     """
 
     def __init__(
@@ -101,18 +108,35 @@ class Training:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             steps = torch.zeros((), device=parameter.device)
             optimizer.state[parameter] = {"step": steps, **moments}
+        self.captured: CapturedStep | None = None
+        if sources[0][0].is_cuda:
+            self.capture(CudaGraph(dropout[0] if dropout else None))
+
+    def capture(self, graph: Graph) -> None:
+        """From here on, steps are replays of a graph."""
+        orders, changed = [order for *_, order in self.sources], list(self._tensors().values())
+        self.captured = CapturedStep(self.step, orders, changed, self.reseed, graph)
 
     def update(self, step: int) -> Tensor:
         """One update; returns the loss of the first source's batch, a scalar."""
+        if self.captured is not None:
+            return self.captured(step)
+        self.reseed(step)
+        return self.step([torch.from_numpy(order.rows(step)) for *_, order in self.sources])
+
+    def reseed(self, step: int) -> None:
+        """Have dropout draw what a step draws, whatever was drawn before."""
         if self.dropout is not None:
             generator, seed = self.dropout
             reseed(generator, [*seed, step])
+
+    def step(self, rows: Sequence[Tensor]) -> Tensor:
+        """One update from these rows of the sources; returns the first one's loss."""
         self.model.train()
         self.optimizer.zero_grad()
         losses = []
-        for inputs, targets, order in self.sources:
-            rows = torch.from_numpy(order.rows(step)).to(inputs.device)
-            loss = self.loss(self.model(inputs[rows]), targets[rows])
+        for (inputs, targets, _), taken in zip(self.sources, rows, strict=True):
+            loss = self.loss(self.model(inputs[taken]), targets[taken])
             loss.backward()
             losses.append(loss.detach())
         self.optimizer.step()
@@ -180,11 +204,13 @@ def origin_of_runs(device: torch.device, backend: str) -> dict[str, Any]:
 
 
 def announced_backend(name: str, device: torch.device) -> str:
-    """The selective scan's backend, printed once. Raises: UnavailableError."""
+    """The selective scan's backend, printed once. Raises: ConfigError, UnavailableError."""
     try:
         backend = choose_backend(device.type, name)
     except CompilationError as error:
         raise UnavailableError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(f"scan_backend: {error}") from None
     print(f"selective scan: {backend}", flush=True)
     return backend
 

@@ -10,16 +10,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Integer
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    import jax
 
 FLOW_MEMORY_LIMIT = 2 * 2**30
 # Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each
 # of the four points. Twice that leaves room for the time channel's own rounding.
 INCREMENT_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
 HARMLESS = 1e-6  # of a path's largest increment
+BLOCK = 32  # rows
 
 
 @dataclass(frozen=True)
@@ -186,29 +191,22 @@ def states_in_order(
         yield rows, states
 
 
-def compose_by_gather(
+def compose_by_block(
     flows: Flows,
     start: Float[np.ndarray, "N H"],
     ids: Integer[np.ndarray, "N intervals"],
     batch_size: int,
     advance: Callable[[int], object] = lambda intervals: None,
 ) -> Float[np.ndarray, "N H"]:
-    """The same as `compose_by_group`, each path gathering its flow; the form for a GPU.
+    """The same as `compose_by_group`, in arrays of fixed shapes; the form for a GPU.
 
-    Holds batch_size * H * H floats on the device.
+    At each interval the states of a flow fill blocks of `BLOCK` rows, the last one up with zeros,
+    and each block is one matrix of a batched product. Holds (batch_size / BLOCK + K) H^2 floats on
+    the device.
     """
     import jax
 
-    @jax.jit
-    def carry(movements, offsets, states, batch_ids):
-        def interval(states, taken):
-            moved = jax.numpy.einsum(
-                "nh,nhk->nk", states, movements[taken], precision=jax.lax.Precision.HIGHEST
-            )
-            return states + (moved + offsets[taken]), None
-
-        return jax.lax.scan(interval, states, batch_ids.T)[0]
-
+    carry = jax.jit(_carry)
     movements, offsets = jax.numpy.asarray(flows.movements), jax.numpy.asarray(flows.offsets)
     parts = []
     for i in range(0, len(start), batch_size):
@@ -216,3 +214,38 @@ def compose_by_gather(
         parts.append(np.asarray(carry(movements, offsets, start[i : i + batch_size], batch_ids)))
         advance(batch_ids.size)
     return np.concatenate(parts)
+
+
+def _carry(
+    movements: "jax.Array", offsets: "jax.Array", states: "jax.Array", ids: "jax.Array"
+) -> "jax.Array":
+    import jax
+    from jax import numpy as jnp
+
+    def interval(states, taken):
+        rows, flow_of_block = _blocks(taken, len(movements))
+        blocks = jnp.zeros((len(flow_of_block) * BLOCK, states.shape[1]), states.dtype)
+        blocks = blocks.at[rows].set(states, unique_indices=True)
+        blocks = blocks.reshape(-1, BLOCK, states.shape[1])
+        moved = jnp.matmul(blocks, movements[flow_of_block], precision="highest")
+        return states + (moved.reshape(-1, states.shape[1])[rows] + offsets[taken]), None
+
+    return jax.lax.scan(interval, states, ids.T)[0]
+
+
+def _blocks(taken: "jax.Array", flows: int) -> tuple["jax.Array", "jax.Array"]:
+    """Where states go that take these flows: the row of each, and the flow of each block of rows.
+
+    Groups that end within a block leave fewer than one for each flow beside the full ones.
+    """
+    from jax import numpy as jnp
+
+    count = len(taken) // BLOCK + min(flows, len(taken))
+    sizes = jnp.bincount(taken, length=flows)
+    filled = -(-sizes // BLOCK)
+    flow_of_block = jnp.repeat(jnp.arange(flows), filled, total_repeat_length=count)
+    order = jnp.argsort(taken, stable=True)
+    ordered = taken[order]
+    place = jnp.arange(len(taken)) - (jnp.cumsum(sizes) - sizes)[ordered]
+    rows = BLOCK * (jnp.cumsum(filled) - filled)[ordered] + place
+    return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True), flow_of_block

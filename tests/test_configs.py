@@ -86,6 +86,17 @@ def test_the_default_config_is_the_papers_experiment():
     assert (config.runs, config.input_dims) == (5, [2, 3])
 
 
+@pytest.mark.parametrize("name", ["ssm_toy", "ssm_a5"])
+def test_records_from_before_there_was_tf32_are_those_of_float32(tmp_path, name):
+    runs = {}
+    for precision in ("float32", "tf32"):
+        overrides = {"matmul_precision": (precision, "")}
+        config = load_config(MODULES[name].Config, CONFIG_FOLDER / f"{name}.yaml", overrides)
+        runs[precision] = MODULES[name].plan(config, tmp_path)[0].config
+    assert "matmul_precision" not in runs["float32"]
+    assert runs["tf32"] == {**runs["float32"], "matmul_precision": "tf32"}
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_missing_key_is_named(config_file, field):
     path = config_file(**{field: None})

@@ -83,12 +83,38 @@ def test_a_platform_that_is_exported_and_not_there_is_named(tmp_path):
     assert done.stderr.startswith("error: JAX_PLATFORMS=cuda: this JAX finds no such device")
 
 
-def test_pytorch_multiplies_in_float32_on_a_gpu_too():
+@pytest.mark.parametrize("tf32", [False, True])
+def test_pytorch_multiplies_in_the_configured_precision_on_a_gpu(tf32):
     torch = pytest.importorskip("torch")
     from experiments.devices import torch_numbers
 
-    torch.set_float32_matmul_precision("medium")
-    torch.backends.cudnn.allow_tf32 = True
-    torch_numbers()
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if not tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = not tf32
+    try:
+        torch_numbers("tf32" if tf32 else "float32")
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+    finally:
+        torch_numbers("float32")
+
+
+@pytest.mark.parametrize("experiment", ["toy", "A5"])
+def test_tf32_is_refused_on_a_cpu(tmp_path, capsys, experiment):
+    pytest.importorskip("torch")
+    from run_experiment import main
+
+    words = ["-m", "SequenceModel", "-e", experiment, "--device", "cpu"]
+    words += ["--results-dir", str(tmp_path), "--set", "matmul_precision=tf32"]
+    assert main(words) == 2
+    assert "error: matmul_precision: a CPU has no 'tf32'" in capsys.readouterr().err
+
+
+def test_a_scan_backend_that_a_device_has_not_is_named(tmp_path, capsys):
+    pytest.importorskip("torch")
+    from run_experiment import main
+
+    words = ["-m", "SequenceModel", "-e", "toy", "--device", "cpu"]
+    words += ["--results-dir", str(tmp_path), "--set", "scan_backend=triton"]
+    assert main(words) == 2
+    reason = "backend 'triton' does not compute on cpu in torch.float32"
+    assert capsys.readouterr().err == f"error: scan_backend: {reason}\n"

@@ -1,5 +1,6 @@
 """Features by shared flows are the features path by path, wherever sharing is chosen."""
 
+import re
 from functools import partial
 from threading import Event
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from kernels import shared_flows
-from kernels.shared_flows import Flows, compose_by_gather, compose_by_group, find_shared_increments
+from kernels.shared_flows import Flows, compose_by_block, compose_by_group, find_shared_increments
 
 H = 16
 
@@ -93,10 +94,31 @@ def test_composing_by_group_is_composing_one_by_one(composition):
     assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
 
 
-def test_composing_by_gather_is_composing_one_by_one(jax, composition):
-    composed = compose_by_gather(*composition, batch_size=64)
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_composing_by_block_is_composing_one_by_one(jax, composition, batch_size):
+    composed = compose_by_block(*composition, batch_size=batch_size)
     assert composed.dtype == np.float32
     assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
+
+
+def test_composing_by_block_takes_any_division_into_flows(jax, rng, composition):
+    flows, start, ids = composition
+    ids = np.zeros_like(ids)  # one flow for all, then two that fill blocks to the last row
+    ids[:, 1], ids[: 3 * shared_flows.BLOCK, 2] = 8, 5
+    composed = compose_by_block(flows, start, ids, batch_size=200)
+    assert relative_difference(composed, compose_in_float64(flows, start, ids)) < 1e-5
+
+
+def test_composing_by_block_holds_no_flow_for_each_path(jax, composition):
+    flows, start, ids = composition
+    start, ids = np.tile(start, (10, 1)), np.tile(ids, (10, 1))
+    program = jax.make_jaxpr(shared_flows._carry)(flows.movements, flows.offsets, start, ids)
+    shapes = re.findall(r"f32\[([0-9,]+)\]", str(program))
+    largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
+    assert largest <= (len(start) // shared_flows.BLOCK + len(flows.offsets)) * max(
+        H * H, H * shared_flows.BLOCK
+    )
+    assert largest < len(start) * H * H / 4
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 200, 1000])
@@ -119,7 +141,7 @@ def test_composition_leaves_its_inputs_alone(composition):
     assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("compose", [partial(compose_by_group, threads=2), compose_by_gather])
+@pytest.mark.parametrize("compose", [partial(compose_by_group, threads=2), compose_by_block])
 def test_progress_counts_every_interval_once(jax, composition, compose):
     advanced = []
     compose(*composition, batch_size=64, advance=advanced.append)
