@@ -27,10 +27,10 @@ from harness.errors import (
     UnavailableError,
 )
 from harness.paths import CONFIG_FOLDER, DATA_DIR, ROOT, user_path
+from harness.process import Stop, on_standard_streams
+from harness.progress import tensorboard
 from harness.queue import Display, claimed_runs
 from harness.records import Run, Status, check_writable, run_state, runs_to_do
-from harness.standard_streams import on_standard_streams
-from harness.stopping import Stop
 from launchers.local import run_local
 
 EPILOG = """\
@@ -237,8 +237,8 @@ def display_of(folder: Path | None) -> Display:
     """Where values are shown as runs go. Raises: UnavailableError."""
     if folder is None:
         return lambda run: nullcontext(lambda step, values: None)
-    telemetry = import_or_explain("harness.telemetry", "tensorboard", "--tensorboard")
-    return partial(telemetry.tensorboard, folder.absolute())
+    import_or_explain("tensorboard", "tensorboard", "--tensorboard")
+    return partial(tensorboard, folder.absolute())
 
 
 def overrides(

@@ -13,9 +13,9 @@ import numpy as np
 
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.outcomes import FINISHED, NOT_SOLVED, UNFINISHED
+from harness.process import Stop
 from harness.progress import progress_bar
 from harness.records import Run, save_run, steps_to_keep
-from harness.stopping import Stop
 
 # Reading a loss waits for the device, so it is done for so many steps together, at most.
 UNREAD = 100

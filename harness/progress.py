@@ -1,8 +1,14 @@
-"""Progress bars on a terminal, plain lines in a log."""
+"""What a run shows as it goes: bars on a terminal, plain lines in a log, TensorBoard's scalars."""
 
 import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
+
+from harness.records import Run, Show
 
 LINE_INTERVAL_S = 10.0
 
@@ -40,3 +46,25 @@ def progress_bar(description: str, total: int, unit: str, done: int = 0) -> tqdm
         dynamic_ncols=interactive,
         ncols=None if interactive else 100,
     )
+
+
+@contextmanager
+def tensorboard(folder: Path, run: Run) -> Iterator[Show]:
+    """A place for a run's values, in a folder of its own below `folder`.
+
+    Written by TensorBoard itself, without a framework. Raises: OSError, ModuleNotFoundError.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    with closing(EventFileWriter(str(folder / run.record.stem))) as writer:
+
+        def show(step: int, values: Mapping[str, float]) -> None:
+            scalars = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+            # The one use of the time of day: TensorBoard's axis 'wall'. Nothing is decided by it.
+            event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+            writer.add_event(event)
+            writer.flush()
+
+        yield show

@@ -11,8 +11,8 @@ from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import ResultsError
 from harness.locks import Lock
 from harness.paths import LOCKS
+from harness.process import Stop
 from harness.records import Run, RunContext, Show, Status, provenance, run_state, save_not_needed
-from harness.stopping import Stop
 
 POLL_S = 2.0
 Version = tuple[int, int] | None

@@ -30,7 +30,7 @@ from harness.errors import ResultFileError, ResultsError
 from harness.machine import describe_machine, package_versions
 from harness.outcomes import FINISHED, NOT_NEEDED, UNFINISHED, diverged
 from harness.paths import ROOT
-from harness.stopping import Stop
+from harness.process import Stop
 
 Show = Callable[[int, Mapping[str, float]], None]
 # Settings that leave every update as it is: how long a run may go on, and when it is evaluated.

@@ -14,9 +14,9 @@ from pathlib import Path
 from harness.locks import Lock
 from harness.machine import available_cores
 from harness.paths import LOGS, ROOT
+from harness.process import STOPPED
 from harness.queue import run_lock
 from harness.records import Run, latest_metric
-from harness.stopping import STOPPED
 from launchers.reports import is_finished, print_failure, result_in_words
 
 POLL_S = 0.5

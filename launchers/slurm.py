@@ -28,9 +28,9 @@ from experiments.schema import PositiveFloat, PositiveInt, load_config
 from harness.atomic_files import atomic_write
 from harness.errors import UnavailableError
 from harness.paths import LOGS, ROOT
+from harness.process import STOPPED
 from harness.queue import run_lock
 from harness.records import Run, latest_metric
-from harness.stopping import STOPPED
 from launchers.reports import divergence, is_finished, print_failure, result_in_words
 
 MAX_ARRAY_SIZE = 1001

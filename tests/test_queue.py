@@ -12,9 +12,9 @@ from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import LockLostError, ResultsError
 from harness.locks import Lock, this_process
 from harness.outcomes import NOT_NEEDED, UNFINISHED
+from harness.process import Stop
 from harness.queue import claimed_runs, run_lock
 from harness.records import Run, Status, run_state, save_run
-from harness.stopping import Stop
 from verdict.results import load_a5_results
 
 

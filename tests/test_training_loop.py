@@ -11,9 +11,9 @@ import pytest
 from experiments import training_loop
 from experiments.training_loop import DataOrder, Schedule, train, train_run
 from harness.checkpoints import Checkpoints
+from harness.process import Stop
 from harness.progress import progress_bar
 from harness.records import Run, RunContext, Status, outcome, read_record, run_state
-from harness.stopping import Stop
 
 
 class Walk:

@@ -56,7 +56,7 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path):
 
 def test_writing_scalars_imports_no_framework():
     pytest.importorskip("tensorboard", reason="needs '.[tensorboard]'")
-    code = "import harness.telemetry, sys; print({'torch', 'jax', 'tensorflow'} & set(sys.modules))"
+    code = "import harness.progress, sys; print({'torch', 'jax', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
