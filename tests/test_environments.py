@@ -11,7 +11,10 @@ from packaging.version import Version
 
 from harness.paths import ROOT
 
-CONDA_FILES = {"environments/environment-jax.yml": ["jax"], "environments/environment-torch.yml": ["torch"]}
+CONDA_FILES = {
+    "environments/environment-jax.yml": ["jax"],
+    "environments/environment-torch.yml": ["torch"],
+}
 
 
 def locked_versions() -> dict[str, Version]:
