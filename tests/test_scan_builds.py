@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the PyTorch environment")
 
+from harness.errors import UnavailableError
 from harness.paths import ROOT
 from kernels import selective_scan as module
 from kernels.csrc import build
@@ -108,6 +109,63 @@ def test_clang_compiles_it_too(tmp_path, clang):
     result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=clang))
     assert "compiling" in errors
     assert result["worst"] < 1e-11
+
+
+def test_a_compiler_may_be_several_words(tmp_path):
+    """As `ccache g++`; `env` stands for the wrapper here."""
+    compiler = f"env {shutil.which('c++')}"
+    result, errors = finish(start(AGREE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=compiler))
+    assert "compiling" in errors
+    assert result["worst"] < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("compiler", "words"),
+    [("no-such-wrapper g++", "compiler no-such-wrapper is not installed"), ("'g++", "not a comm")],
+)
+def test_a_compiler_that_is_not_there_is_named(monkeypatch, tmp_path, compiler, words):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(UnavailableError, match=words):
+        build.load_operators()
+
+
+def no_home(monkeypatch, tmp_path):
+    """As of a user whom the system does not know."""
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4242_4242)
+
+
+def file_for_a_cache(monkeypatch, tmp_path):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+
+
+def forbidden_cache(monkeypatch, tmp_path):
+    """Root may write anywhere but in /proc."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/cache")
+
+
+def damaged_library(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    build._library_path(build._compiler_flags()).write_bytes(b"not a library")
+
+
+@pytest.mark.parametrize("spoil", [no_home, file_for_a_cache, forbidden_cache, damaged_library])
+def test_a_cache_that_cannot_be_used_is_an_error_that_says_what_to_set(
+    monkeypatch, tmp_path, spoil
+):
+    spoil(monkeypatch, tmp_path)
+    with pytest.raises(UnavailableError, match="set TORCH_EXTENSIONS_DIR"):
+        build.load_operators()
+
+
+def test_a_full_disk_is_no_fault_of_the_source(monkeypatch, tmp_path, mount_disk):
+    mount_disk(tmp_path, 200)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"No space left on device.*TORCH_EXTENSIONS_DIR"):
+        build.load_operators()
 
 
 @pytest.mark.parametrize(

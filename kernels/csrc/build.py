@@ -1,12 +1,14 @@
 """Compile and load the operators of `selective_scan.cpp`: once for each PyTorch, CPU and source."""
 
+import errno
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -32,18 +34,22 @@ def load_operators() -> None:
 
     The cache is TORCH_EXTENSIONS_DIR, or torch_extensions in the user's cache folder. Processes
     that start at once compile once. To be called once in a process.
-    Raises: UnavailableError, without a compiler or ninja; CompilationError.
+    Raises: UnavailableError, without a compiler or ninja, or where the cache cannot be used;
+    CompilationError.
     """
     flags = _compiler_flags()
     library = _library_path(flags)
-    if not library.exists():
-        _check_tools()
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix(".lock")):
-            if not library.exists():
-                _compile_and_load(library, flags)
-                return
-    torch.ops.load_library(library)
+    try:
+        if not library.exists():
+            _check_tools()
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(library.with_suffix(".lock")):
+                if not library.exists():
+                    _compile_and_load(library, flags)
+                    return
+        torch.ops.load_library(library)
+    except OSError as error:  # of a damaged library, or one that may not be executed, too
+        raise _unusable_cache(str(library.parent), error) from None
 
 
 def _compiler_flags() -> list[str]:
@@ -54,25 +60,37 @@ def _compiler_flags() -> list[str]:
 
 
 def _library_path(flags: list[str]) -> Path:
-    cache = os.environ.get("TORCH_EXTENSIONS_DIR") or (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
-    )
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     capability = torch.backends.cpu.get_cpu_capability()
     digest = hashlib.sha256(" ".join(flags).encode() + SOURCE.read_bytes()).hexdigest()[:12]
     name = f"{NAME}_torch{torch.__version__}_{python}_{capability}_{digest}.so"
-    return Path(cache) / name
+    return _cache() / name
+
+
+def _cache() -> Path:
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    except RuntimeError as error:
+        raise _unusable_cache("the home folder", error) from None
+
+
+def _unusable_cache(folder: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"no compiled selective scan can be kept in {folder}: {error}; set TORCH_EXTENSIONS_DIR "
+        "to a folder of this machine that you can write"
+    )
 
 
 def _check_tools() -> None:
-    compiler = os.environ.get("CXX") or "c++"
+    compiler = _compiler()[0]
     if shutil.which(compiler) is None:
         raise UnavailableError(
             f"the C++ compiler {compiler} is not installed: install g++ (apt install g++)"
         )
-    with _python_folder_on_path():
-        if shutil.which("ninja") is None:
-            raise UnavailableError("ninja is not installed: pip install ninja")
+    if shutil.which("ninja", path=_path_with_python()) is None:
+        raise UnavailableError("ninja is not installed: pip install ninja")
 
 
 def _compile_and_load(library: Path, flags: list[str]) -> None:
@@ -80,7 +98,10 @@ def _compile_and_load(library: Path, flags: list[str]) -> None:
 
     print("compiling the selective scan, once, about half a minute", file=sys.stderr, flush=True)
     # A folder of its own: a build that was killed leaves nothing that a later one would wait for.
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _python_folder_on_path():
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder, ExitStack() as stack:
+        stack.enter_context(_environment(PATH=_path_with_python()))
+        if len(_compiler()) > 1:
+            stack.enter_context(_environment(CXX=str(_script_of_compiler(Path(folder)))))
         try:
             cpp_extension.load(
                 NAME,
@@ -91,6 +112,8 @@ def _compile_and_load(library: Path, flags: list[str]) -> None:
                 is_python_module=False,
             )
         except RuntimeError as error:
+            if "No space left on device" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from None
             last_lines = "\n".join(str(error).splitlines()[-ERROR_LINES:])
             openmp = "clang's OpenMP is missing: apt install libomp-dev\n"
             raise CompilationError(
@@ -103,12 +126,34 @@ def _compile_and_load(library: Path, flags: list[str]) -> None:
         built.replace(library)
 
 
+def _compiler() -> list[str]:
+    """The words of CXX: the compiler, or a wrapper such as ccache and the compiler."""
+    try:
+        return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    except ValueError as error:
+        raise UnavailableError(f"CXX={os.environ['CXX']} is not a command: {error}") from None
+
+
+def _script_of_compiler(folder: Path) -> Path:
+    """PyTorch takes CXX as one word, so several words become a script."""
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(_compiler())} "$@"\n')
+    script.chmod(0o700)
+    return script
+
+
+def _path_with_python() -> str:
+    """PATH, where ninja is found where pip put it, in an environment that is not activated too."""
+    return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+
+
 @contextmanager
-def _python_folder_on_path() -> Iterator[None]:
-    """Let ninja be found where pip put it, in an environment that is not activated too."""
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([path, str(Path(sys.executable).parent)])
+def _environment(**changes: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(changes)
     try:
         yield
     finally:
-        os.environ["PATH"] = path
+        for name in changes:
+            del os.environ[name]
+        os.environ.update(before)
