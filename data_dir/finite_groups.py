@@ -96,12 +96,12 @@ GROUP_NAMES = tuple(_CONSTRUCTORS)
 
 @cache
 def group(name: str) -> Group:
-    """Build the group of this name, one of GROUP_NAMES; a multiplication sign may stand for 'x'.
+    """Build the group of this name, one of GROUP_NAMES; 'x' may be `_x_` or a multiplication sign.
 
     Raises:
         ValueError: the name is not known.
     """
-    plain_name = name.replace("\N{MULTIPLICATION SIGN}", "x")
+    plain_name = name.replace("\N{MULTIPLICATION SIGN}", "x").replace("_x_", "x")
     if plain_name not in _CONSTRUCTORS:
         nearest = difflib.get_close_matches(plain_name.upper(), GROUP_NAMES, n=1, cutoff=0.4)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -2,8 +2,8 @@
 
 The benchmark is Merrill, Petty and Sabharwal, The Illusion of State in State-Space Models (arXiv
 2404.08819). An input is a sequence of L elements of a group, its target the L running products.
-Each file `{group}={L}.csv` has the header `seed,input,target` and one sequence a row; the elements
-are numbers separated by spaces, and every row ends in a line feed.
+Each file, such as `A5=2.csv` or `A4_x_Z5=2.csv`, has the header `seed,input,target` and one
+sequence a row; the elements are numbers separated by spaces, and every row ends in a line feed.
 """
 
 import argparse
@@ -37,8 +37,8 @@ _EXAMPLES = """examples:
 
 
 def csv_name(group_name: str, length: int) -> str:
-    """The benchmark's file name for one group and sequence length."""
-    return f"{group_name}={length}.csv"
+    """The benchmark's file name for one group and sequence length, as in `A4_x_Z5=2.csv`."""
+    return f"{group_name.replace('x', '_x_')}={length}.csv"
 
 
 def all_sequences(order: int, length: int) -> np.ndarray:
@@ -57,14 +57,12 @@ def distinct_sequences(order: int, length: int, count: int, rng: np.random.Gener
     uniform draws, which is a uniform draw without replacement. Compares whole rows as bytes, so
     order**length may exceed any integer type.
     """
-    sequences = np.empty((0, length), dtype=np.uint8)
-    while len(sequences) < count:
+    drawn: dict[bytes, None] = {}
+    while len(drawn) < count:
         more = rng.integers(order, size=(count, length), dtype=np.uint8)
-        sequences = np.concatenate([sequences, more])
-        rows_as_bytes = sequences.view(f"V{length}").ravel()
-        _, first_occurrences = np.unique(rows_as_bytes, return_index=True)
-        sequences = sequences[np.sort(first_occurrences)]
-    return sequences[:count]
+        drawn |= dict.fromkeys(more.view(f"V{length}").ravel().tolist())
+    rows = b"".join(list(drawn)[:count])
+    return np.frombuffer(rows, dtype=np.uint8).reshape(count, length)
 
 
 def check_arguments(length: int, samples: int, seed: int) -> None:

@@ -70,7 +70,8 @@ def make_toy_dataset(input_dim: int) -> tuple[np.ndarray, np.ndarray]:
     data = walks / np.max(np.abs(walks))
     labels = signature_coefficient(data)
     labels = labels / np.max(np.abs(labels))
-    check_fingerprint(data, labels, f"toy data, d = {input_dim}, as generated")
+    names = (f"data_{input_dim}.npy as generated", f"labels_{input_dim}.npy as generated")
+    check_fingerprint(data, labels, names)
     return data, labels
 
 

@@ -6,12 +6,12 @@ sequences of length L and one on sequences of length 2.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from data_dir.a5_dataset import load_word_problem, split
+from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
@@ -51,6 +51,12 @@ class Config(ExperimentConfig):
     eval_batch_size: PositiveInt
     stop_accuracy: Annotated[float, Field(gt=0, le=1)]
     checkpoint_interval: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        for length in self.lengths:
+            training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
+        return self
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
@@ -93,13 +99,15 @@ def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) ->
     source = {"seed": config.data_seed, "samples": config.samples}
     rng = np.random.default_rng([config.seed, length, SPLIT])
     rows = load_word_problem(folder, symbols, length, **source)
-    training_rows, validation = (Batch(*part) for part in split(*rows, config.train_fraction, rng))
-    sources = [(training_rows, config.batch_size, ORDER)]
+    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
+    training, validation = (Batch(*part) for part in parts)
+    sources, digests = [(training, config.batch_size, ORDER)], rows.digest
     if config.short_batch_size:
-        pairs = Batch(*load_word_problem(folder, symbols, 2, **source))
-        sources.append((pairs, config.short_batch_size, SHORT_ORDER))
+        pairs = load_word_problem(folder, symbols, 2, **source)
+        digests = digests | pairs.digest
+        sources.append((Batch(pairs.inputs, pairs.targets), config.short_batch_size, SHORT_ORDER))
     model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
-    training = Training(
+    trainable = Training(
         A5LinearCDE(symbols.order, config.hidden_dim, key=model_key),
         [
             (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
@@ -113,4 +121,4 @@ def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) ->
     schedule = Schedule(
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    return train_run(run, training, schedule, "accuracy", origin)
+    return train_run(run, trainable, schedule, "accuracy", {**origin, "data": digests})

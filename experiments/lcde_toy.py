@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from pydantic import Field, model_validator
 
-from data_dir.datasets import ToyDataset, load_toy_dataset
+from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from harness.file_names import ToyScoreKey
@@ -62,11 +62,7 @@ class Config(ExperimentConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if not 0 < int(self.train_fraction * self.num_paths) < self.num_paths:
-            raise ValueError(
-                f"train_fraction: {self.train_fraction} of num_paths: {self.num_paths} leaves no "
-                "path to train on, or none to validate on"
-            )
+        training_paths(self.train_fraction, self.num_paths)
         if self.matmul_precision == "tf32" and self.share_flows:
             raise ValueError(
                 "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
@@ -114,7 +110,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
         mse, seconds = do_run(config, run, dataset, shared, solve)
         run.context.show(0, {"mse": mse})
         details = {"mse": mse, **seconds, "solver": f"{config.solver}, {how}"}
-        save_run(run, [np.asarray(mse)], details, origin)
+        save_run(run, [np.asarray(mse)], details, {**origin, "data": dataset.digests})
         print(f"{run.label}: MSE {mse:.6e} in {seconds['wall_time_s']:.1f} s", flush=True)
         errors.setdefault(input_dim, []).append(mse)
     print_spread(errors)

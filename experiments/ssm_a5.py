@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_dir.a5_dataset import load_word_problem, split
+from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
@@ -66,6 +66,12 @@ class Config(SSMConfig):
     short_batch_size: Annotated[int, Field(ge=0)]
     epochs: PositiveInt
     stop_accuracy: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        for length in self.lengths:
+            training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -166,7 +172,7 @@ def do_run(
 
     settings, symbols = run.config, group(config.group)
     seed = training.run_seed(settings)
-    sources, validation = _data(config, settings, folder, where)
+    sources, validation, digests = _data(config, settings, folder, where)
     generator = training.generator_of([*seed, training.DROPOUT], where)
     dropout = Dropout(config.dropout, generator)
     model = model_of(config, settings, symbols.order, backend, dropout).to(where)
@@ -188,13 +194,13 @@ def do_run(
         config.checkpoint_interval,
         config.stop_accuracy,
     )
-    return train_run(run, trainable, schedule, "accuracy", origin)
+    return train_run(run, trainable, schedule, "accuracy", {**origin, "data": digests})
 
 
 def _data(
     config: Config, settings: Mapping[str, Any], folder: Path, where: "torch.device"
-) -> tuple[list, tuple]:
-    """Sources (rows, batch size, tag of their order) and validation rows, on the device."""
+) -> tuple[list, tuple, dict[str, str]]:
+    """Sources (rows, batch size, tag of their order), validation rows, the files' digests."""
     import torch
 
     from experiments.ssm_training import ORDER, SHORT_ORDER, SPLIT
@@ -207,12 +213,15 @@ def _data(
 
     rng = np.random.default_rng([config.seed, length, SPLIT])
     rows = load_word_problem(folder, symbols, length, **source)
-    training_rows, validation = map(on_device, split(*rows, config.train_fraction, rng))
-    sources = [(training_rows, settings["batch_size"], ORDER)]
+    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
+    training, validation = map(on_device, parts)
+    sources, digests = [(training, settings["batch_size"], ORDER)], rows.digest
     if config.short_batch_size:
-        pairs = on_device(load_word_problem(folder, symbols, 2, **source))
-        sources.append((pairs, config.short_batch_size, SHORT_ORDER))
-    return sources, validation
+        pairs = load_word_problem(folder, symbols, 2, **source)
+        digests = digests | pairs.digest
+        on_it = on_device((pairs.inputs, pairs.targets))
+        sources.append((on_it, config.short_batch_size, SHORT_ORDER))
+    return sources, validation, digests
 
 
 def model_of(

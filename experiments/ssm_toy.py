@@ -6,11 +6,11 @@ on the squared error; the metric is the RMSE on the validation paths.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from data_dir.datasets import load_toy_dataset
+from data_dir.datasets import load_toy_dataset, training_paths
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
@@ -47,6 +47,11 @@ class Config(SSMConfig):
     block_order: Literal["activate_then_mix", "mix_then_activate"]
     learning_rate: PositiveFloat
     max_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        training_paths(self.train_fraction, self.num_paths)
+        return self
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
@@ -142,7 +147,7 @@ def do_run(
         lambda m: training.root_mean_square_error(m, *validation, config.eval_batch_size),
     )
     schedule = Schedule(config.max_steps, config.eval_interval, config.checkpoint_interval)
-    return train_run(run, trainable, schedule, "rmse", origin)
+    return train_run(run, trainable, schedule, "rmse", {**origin, "data": data.digests})
 
 
 def model_of(config: Config, settings: Mapping[str, Any], backend: str) -> Any:

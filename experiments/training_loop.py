@@ -204,8 +204,9 @@ def train_run(
     """One run of an experiment: train, save the result with its record, print a line.
 
     After every evaluation the curve so far is saved too, with a record that says `UNFINISHED`; over
-    files of the same training that ended earlier, once it is as long as they are.
-    Returns the outcome. Raises: LockLostError, OSError, KeyboardInterrupt.
+    files of the same training that ended earlier, once it is as long as they are. provenance:
+    of the run; `data` in it, name -> SHA-256, has to be that of a checkpoint to go on from.
+    Returns the outcome. Raises: ResultsError, LockLostError, OSError, KeyboardInterrupt.
     """
     context, kept = run.context, steps_to_keep(run)
 
@@ -225,7 +226,10 @@ def train_run(
 
     process = {key: provenance[key] for key in PROCESS if key in provenance}
     process["started"] = context.started
-    checkpoints = Checkpoints(checkpoint_folder(run), run.config, context.confirm, process)
+    # Data that were exchanged since would give a curve of both.
+    data = {f"data file {name}": sha256 for name, sha256 in provenance.get("data", {}).items()}
+    folder, config = checkpoint_folder(run), {**run.config, **data}
+    checkpoints = Checkpoints(folder, config, context.confirm, process)
     with context.stop.deferred():
         history, outcome = train(
             trainable,

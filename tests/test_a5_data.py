@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_dir import a5_dataset, generate_a5_dataset
 from data_dir.a5_dataset import load_word_problem, read_csv, split
-from data_dir.finite_groups import group
+from data_dir.finite_groups import Group, group
 from data_dir.generate_a5_dataset import distinct_sequences, main, make_sequences, write_dataset
 from harness.errors import DataError
 from harness.paths import ROOT
@@ -29,6 +29,11 @@ DRAWN_A5_4 = "17abe5a4524583c538d669a2c1882d9198804ec3cc52b472dde373af87a2659b"
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def arrays_of(path: Path, word_group: Group, length: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = read_csv(path, word_group, length)
+    return rows.inputs, rows.targets
 
 
 def looks_uniform(counts: list[int]) -> bool:
@@ -138,7 +143,7 @@ def test_targets_are_the_composition_of_permutations_of_five_items(tmp_path):
     """Moves five items by hand and looks up the arrangement, without the product table."""
     write_dataset(tmp_path / "A5=6.csv", A5, 6, 200, seed=2)
     arrangements = [tuple(row) for row in A5.elements.tolist()]
-    inputs, targets = read_csv(tmp_path / "A5=6.csv", A5, 6)
+    inputs, targets = arrays_of(tmp_path / "A5=6.csv", A5, 6)
     for sequence, target in zip(inputs.tolist(), targets.tolist(), strict=True):
         items = (0, 1, 2, 3, 4)
         for number, expected in zip(sequence, target, strict=True):
@@ -161,7 +166,7 @@ def test_the_chunk_size_does_not_change_the_file(tmp_path, monkeypatch, rows_per
 def test_what_is_written_is_read_back(tmp_path, name, length):
     path, samples = tmp_path / "file.csv", 2000
     write_dataset(path, group(name), length, samples, seed=6)
-    inputs, targets = read_csv(path, group(name), length)
+    inputs, targets = arrays_of(path, group(name), length)
     assert inputs.dtype == targets.dtype == np.uint8
     assert np.array_equal(inputs, make_sequences(group(name), length, samples, seed=6))
     assert np.array_equal(targets, group(name).running_products(inputs))
@@ -183,22 +188,31 @@ def block_bytes(request, monkeypatch) -> int:
 
 @pytest.mark.parametrize("seed", [b"1", b"20240419", b"-3", b"1.5", b"none"])
 def test_any_seed_column_is_read_as_it_is(tmp_path, lines, block_bytes, seed):
-    good = read_csv(tmp_path / "good.csv", A5, 3)
+    good = arrays_of(tmp_path / "good.csv", A5, 3)
     rows = [seed + row[row.index(b",") :] for row in lines[1:]]
     (tmp_path / "other.csv").write_bytes(b"".join([lines[0], *rows]))
-    assert np.array_equal(read_csv(tmp_path / "other.csv", A5, 3), good)
+    assert np.array_equal(arrays_of(tmp_path / "other.csv", A5, 3), good)
 
 
 def test_carriage_returns_before_line_feeds_are_accepted(tmp_path, lines, block_bytes):
     (tmp_path / "crlf.csv").write_bytes(b"".join(lines).replace(b"\n", b"\r\n"))
-    good = read_csv(tmp_path / "good.csv", A5, 3)
-    assert np.array_equal(read_csv(tmp_path / "crlf.csv", A5, 3), good)
+    good = arrays_of(tmp_path / "good.csv", A5, 3)
+    assert np.array_equal(arrays_of(tmp_path / "crlf.csv", A5, 3), good)
 
 
-def test_parsing_by_arrays_and_line_by_line_agree(tmp_path, lines, monkeypatch):
-    by_arrays = read_csv(tmp_path / "good.csv", A5, 3)
-    monkeypatch.setattr(a5_dataset, "_parse_block", lambda *_: None)
-    assert np.array_equal(read_csv(tmp_path / "good.csv", A5, 3), by_arrays)
+def test_a_file_is_known_by_its_digest_and_its_seeds(tmp_path, lines, block_bytes):
+    rows = read_csv(tmp_path / "good.csv", A5, 3)
+    assert rows.digest == {"good.csv": digest(tmp_path / "good.csv")}
+    assert rows.seeds == {"8"}
+    lines[40] = lines[40].replace(b"8,", b"11,", 1)
+    (tmp_path / "other.csv").write_bytes(b"".join(lines))
+    assert read_csv(tmp_path / "other.csv", A5, 3).seeds == {"8", "11"}
+
+
+def test_a_sequence_that_is_there_twice_is_refused_with_both_lines(tmp_path, lines, block_bytes):
+    (tmp_path / "bad.csv").write_bytes(b"".join([*lines[:30], lines[6], *lines[31:]]))
+    with pytest.raises(DataError, match=r"bad\.csv, line 31: the sequence of line 7 again"):
+        read_csv(tmp_path / "bad.csv", A5, 3)
 
 
 BAD_ROWS = {
@@ -284,7 +298,7 @@ def test_a_file_with_one_byte_changed_is_read_right_or_refused(small_file, data)
     changed = small_file.with_name("changed.csv")
     changed.write_bytes(content)
     try:
-        inputs, targets = read_csv(changed, A5, 2)
+        inputs, targets = arrays_of(changed, A5, 2)
     except DataError as error:
         assert f"{changed}, line " in str(error)
     else:
@@ -301,27 +315,47 @@ def test_another_groups_file_is_refused(tmp_path):
 # What is loaded, made if missing, and split
 
 
-def test_a_missing_file_is_made_once_and_announced(tmp_path):
-    messages = []
-    first = load_word_problem(
-        tmp_path / "new", A5, 4, seed=5, samples=300, announce=messages.append
-    )
-    made = digest(tmp_path / "new" / "A5=4.csv")
-    again = load_word_problem(
-        tmp_path / "new", A5, 4, seed=6, samples=300, announce=messages.append
-    )
-    assert np.array_equal(first, again)
-    assert np.array_equal(first[0], make_sequences(A5, 4, 300, seed=5))
-    assert digest(tmp_path / "new" / "A5=4.csv") == made
-    assert len(messages) == 1 and "writing 300 sequences to" in messages[0]
+def test_a_missing_file_is_made_once_and_announced(tmp_path, capsys):
+    first = load_word_problem(tmp_path / "new", A5, 4, seed=5, samples=300)
+    (announced,) = capsys.readouterr().err.splitlines()
+    assert "writing 300 sequences to" in announced
+    again = load_word_problem(tmp_path / "new", A5, 4, seed=5, samples=300)
+    assert np.array_equal(first.inputs, again.inputs) and first.digest == again.digest
+    assert np.array_equal(first.inputs, make_sequences(A5, 4, 300, seed=5))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_of_another_seed_is_read_as_it_is_with_a_warning(tmp_path, capsys):
+    write_dataset(tmp_path / "A5=4.csv", A5, 4, 300, seed=5)
+    rows = load_word_problem(tmp_path, A5, 4, seed=6, samples=300)
+    assert np.array_equal(rows.inputs, make_sequences(A5, 4, 300, seed=5))
+    assert "A5=4.csv is read as it is: its seed column has 5, not 6" in capsys.readouterr().err
 
 
 def test_a_file_with_another_number_of_rows_is_refused_and_can_be_asked_for(tmp_path):
     write_dataset(tmp_path / "A5=4.csv", A5, 4, 300, seed=5)
-    with pytest.raises(DataError, match=r"A5=4\.csv: 300 sequences where 1,000,000 are asked for"):
+    with pytest.raises(DataError) as caught:
         load_word_problem(tmp_path, A5, 4)
-    inputs, _ = load_word_problem(tmp_path, A5, 4, samples=300)
-    assert len(inputs) == 300
+    assert "A5=4.csv: 300 sequences where 1,000,000 are asked for" in str(caught.value)
+    assert "samples to 300" in str(caught.value) and "remove" not in str(caught.value)
+    assert len(load_word_problem(tmp_path, A5, 4, samples=300).inputs) == 300
+
+
+def test_files_have_the_published_names(tmp_path, capsys):
+    for name in ("A5", "S5", "Z60", "A4xZ5"):
+        load_word_problem(tmp_path, group(name), 2)
+    names = ["A4_x_Z5=2.csv", "A5=2.csv", "S5=2.csv", "Z60=2.csv"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == names
+
+
+def test_a_file_of_our_former_name_is_read_where_it_is_alone(tmp_path, capsys):
+    A4xZ5 = group("A4xZ5")
+    write_dataset(tmp_path / "A4xZ5=3.csv", A4xZ5, 3, 50, seed=5)
+    rows = load_word_problem(tmp_path, A4xZ5, 3, seed=5, samples=50)
+    assert list(rows.digest) == ["A4xZ5=3.csv"]
+    assert "the published benchmark's name is A4_x_Z5=3.csv" in capsys.readouterr().err
+    write_dataset(tmp_path / "A4_x_Z5=3.csv", A4xZ5, 3, 50, seed=6)
+    assert load_word_problem(tmp_path, A4xZ5, 3, seed=6, samples=50).seeds == {"6"}
 
 
 def test_progress_goes_to_standard_error(tmp_path, capsys):
@@ -351,7 +385,7 @@ def test_a_split_depends_on_the_generator_alone():
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 1.5, 0.001])
 def test_a_split_with_an_empty_side_is_refused(fraction):
     inputs = make_sequences(A5, 3, 100, seed=1)
-    with pytest.raises(ValueError, match="leaves one side of 100 rows empty"):
+    with pytest.raises(ValueError, match=r"train_fraction: .* of 100 sequences .*allowed: 1 to 99"):
         split(inputs, inputs, fraction, np.random.default_rng(1))
 
 
@@ -414,7 +448,7 @@ def test_an_existing_file_is_kept_unless_overwrite_is_asked_for(tmp_path, capsys
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
     assert main([*arguments, "--overwrite"]) == 0
-    assert len(read_csv(tmp_path / "A5=2.csv", A5, 2)[0]) == 50
+    assert len(read_csv(tmp_path / "A5=2.csv", A5, 2).inputs) == 50
 
 
 def test_a_full_disk_leaves_no_file_and_no_temporary_file(tmp_path):
@@ -478,4 +512,4 @@ def test_a_file_that_is_there_is_read_without_a_lock(tmp_path, monkeypatch):
     """As from a folder that cannot be written."""
     write_dataset(tmp_path / "A5=2.csv", A5, 2, 50, 1)
     monkeypatch.setattr(a5_dataset, "waiting", None)
-    assert len(load_word_problem(tmp_path, A5, 2, samples=50)[0]) == 50
+    assert len(load_word_problem(tmp_path, A5, 2, samples=50).inputs) == 50

@@ -50,6 +50,21 @@ def test_a_shipped_config_states_every_key_of_one_class_and_is_valid(path):
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("fraction", [1e-6, 1 - 1e-6])
+def test_a_fraction_that_leaves_no_row_is_refused_with_what_is_allowed(name, fraction):
+    few = {"num_paths": 100} if "toy" in name else {"samples": 100}
+    overrides = {k: (v, k) for k, v in {**few, "train_fraction": fraction}.items()}
+    path = CONFIG_FOLDER / f"{name}.yaml"
+    if fraction > 0.5 and "toy" in name:  # rounded down, as in the released code
+        assert load_config(MODULES[name].Config, path, overrides).train_fraction == fraction
+        return
+    with pytest.raises(
+        ConfigError, match=rf"train_fraction: {fraction} of .* \(allowed: 1 to 99\)"
+    ):
+        load_config(MODULES[name].Config, path, overrides)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_a_config_that_is_saved_for_other_processes_is_the_same_there(tmp_path, name):
     config_class = MODULES[name].Config
     config = load_config(config_class, CONFIG_FOLDER / f"{name}.yaml", {"seed": (7, "")})

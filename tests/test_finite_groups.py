@@ -142,7 +142,7 @@ def test_running_products_compose_permutations_from_the_left(name, data):
 
 
 def test_a_multiplication_sign_may_stand_for_x():
-    assert group("A4\N{MULTIPLICATION SIGN}Z5").name == "A4xZ5"
+    assert group("A4\N{MULTIPLICATION SIGN}Z5").name == group("A4_x_Z5").name == "A4xZ5"
 
 
 def test_the_same_group_is_built_once():

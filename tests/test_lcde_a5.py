@@ -1,5 +1,6 @@
 """The Linear CDE on a group's word problem: the fast form equals the plain one, runs resume."""
 
+import hashlib
 import itertools
 import json
 
@@ -198,6 +199,10 @@ def tiny_run(data_dir, results_dir, **changes):
     return words
 
 
+def file_digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def results_of(folder):
     steps = np.load(folder / "outputs_A5" / "linear_cde_length_4_steps.npy")
     accuracies = np.load(folder / "outputs_A5" / "linear_cde_length_4_val_accs.npy")
@@ -230,6 +235,8 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_a
     assert np.array_equal(again[0], steps) and np.array_equal(again[1], accuracies)
     assert again[2]["history"]["train_loss"] == record["history"]["train_loss"]
     assert record["outcome"] == "not solved"
+    data = {name: file_digest(tmp_path / "illusion" / name) for name in ("A5=4.csv", "A5=2.csv")}
+    assert record["provenance"]["data"] == data
     kept = [next((folder / "checkpoints").glob("*/*")) for folder in (tmp_path / "whole", killed)]
     assert same_state(*kept)
 

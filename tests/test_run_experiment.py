@@ -104,6 +104,7 @@ def test_a_run_from_another_folder_leaves_a_result_with_its_record(jax, data_dir
     assert {"version", "command", "commit", "dirty", "device", "machine"} <= set(origin)
     assert datetime.fromisoformat(origin["started"]).tzinfo is not None
     assert {"jax", "diffrax", "scikit-learn"} <= set(origin["packages"])
+    assert origin["data"].keys() == {"data_2.npy", "labels_2.npy"}
 
     again = ["--data-dir", str(data_dir), "--results-dir", str(elsewhere / "again")]
     assert main([*EXPERIMENT, "-i", "2", "-s", "7", *settings(**TINY), *again]) == 0
@@ -237,7 +238,7 @@ def test_other_data_than_the_papers_are_refused_unless_the_config_allows_them(
     jax, command, results_dir, capsys
 ):
     assert main(command(paper_data="true")) == 1
-    assert "the paper's are (100000, 100, 2)" in capsys.readouterr().err
+    assert "the paper's is (100000, 100, 2)" in capsys.readouterr().err
     assert content(results_dir) == {}
 
 

@@ -274,6 +274,7 @@ def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_a
     assert records[0]["files"] == records[1]["files"]
     assert records[0]["history"]["train_loss"] == records[1]["history"]["train_loss"]
     assert records[0]["outcome"] == "not solved"
+    assert records[0]["provenance"]["data"].keys() == {"A5=4.csv", "A5=2.csv"}
     (kept,) = (killed / "results" / "checkpoints").glob("*/*")
     assert kept.name == "step_000000240.npz"
 
@@ -301,6 +302,7 @@ def test_a_toy_run_leaves_the_released_names_and_a_record_and_goes_further_when_
     assert record["outcome"] == "finished"
     assert record["provenance"]["scan_backend"] == "reference"
     assert record["provenance"]["threads"] == torch.get_num_threads()
+    assert record["provenance"]["data"].keys() == {"data_2.npy", "labels_2.npy"}
     updates = count_updates(monkeypatch)
     assert main([*command, "--set", "max_steps=9"]) == 0
     assert updates == [6, 7, 8]

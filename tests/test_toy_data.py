@@ -1,5 +1,6 @@
 """The toy data are the paper's, their labels are what they claim, and nothing else gets through."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from data_dir import generate_toy_dataset
 from data_dir.datasets import load_toy_dataset
 from data_dir.generate_toy_dataset import random_walks, signature_coefficient
-from data_dir.toy_fingerprints import check_fingerprint
+from data_dir.toy_fingerprints import check_fingerprint, scaled_coefficients
 from harness.errors import DataError
 
 SCRIPT = Path(generate_toy_dataset.__file__).resolve()
@@ -170,29 +171,47 @@ def altered_paths() -> dict:
 def test_altered_paths_are_refused(walks_2d, labels_2d, alter):
     walks = walks_2d.copy()
     alter(walks)
-    with pytest.raises(DataError, match="the file: the walks drifted: their "):
-        check_fingerprint(walks, labels_2d, "the file")
+    with pytest.raises(DataError, match="data: the walks drifted: their "):
+        check_fingerprint(walks, labels_2d)
 
 
 @pytest.mark.parametrize("row", [0, 99_999])
-def test_an_altered_label_is_refused(walks_2d, labels_2d, row):
+@pytest.mark.parametrize("change", [1e-5, -3e-3, 0.5, np.nan])
+def test_one_altered_label_is_refused_and_named(walks_2d, labels_2d, row, change):
     labels = labels_2d.copy()
-    labels[row] = -0.5
-    with pytest.raises(DataError, match="the file: the labels drifted"):
-        check_fingerprint(walks_2d, labels, "the file")
+    labels[row] += np.float32(change)
+    with pytest.raises(DataError, match=f"^my labels: 1 labels .* the first label {row}: "):
+        check_fingerprint(walks_2d, labels, ("my data", "my labels"))
+
+
+def test_labels_with_the_rounding_of_another_machine_are_accepted(walks_2d, labels_2d):
+    """By exact sums, rounded once; and each the next float32 but two."""
+    exact = scaled_coefficients(np.rint(walks_2d * 51)).astype(np.float32)
+    assert not np.array_equal(exact, labels_2d)
+    check_fingerprint(walks_2d, exact)
+    check_fingerprint(walks_2d, labels_2d * np.float32(1 + 4e-7))
+
+
+@pytest.mark.parametrize("input_dim", [2, 3])
+def test_exact_coefficients_are_those_of_chens_identity(rng, input_dim):
+    walks = np.cumsum(rng.integers(-2, 3, (700, 9, input_dim)), axis=1)
+    expected = coefficient(walks)
+    np.testing.assert_allclose(
+        scaled_coefficients(walks), expected / np.abs(expected).max(), atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("change", [lambda x: x * np.float32(1.001), np.negative, np.roll])
 def test_altered_labels_are_refused(walks_2d, labels_2d, change):
     changed = change(labels_2d, 1) if change is np.roll else change(labels_2d)
-    with pytest.raises(DataError, match="the file: the labels drifted"):
-        check_fingerprint(walks_2d, changed, "the file")
+    with pytest.raises(DataError, match=r"labels: .* labels are not those of the paths"):
+        check_fingerprint(walks_2d, changed)
 
 
 @pytest.mark.parametrize("change", [lambda x, y: (x[:99], y[:99]), lambda x, y: (x, y[:-1])])
 def test_wrong_shapes_are_refused(walks_2d, labels_2d, change):
-    with pytest.raises(DataError, match=r"the file: shapes .* the paper's are"):
-        check_fingerprint(*change(walks_2d, labels_2d), "the file")
+    with pytest.raises(DataError, match=r"(data|labels): shape .* the paper's is"):
+        check_fingerprint(*change(walks_2d, labels_2d))
 
 
 def test_walks_of_the_partitionable_layout_are_refused_with_the_reason(jax, labels_2d):
@@ -200,7 +219,7 @@ def test_walks_of_the_partitionable_layout_are_refused_with_the_reason(jax, labe
         steps = jax.random.normal(jax.random.PRNGKey(1234), (100_000, 100, 2))
     walks = np.cumsum(np.rint(np.asarray(steps)), axis=1, dtype=np.float32)
     with pytest.raises(DataError, match="is 48, the paper's is 51; 48 comes from JAX's partition"):
-        check_fingerprint(walks / np.abs(walks).max(), labels_2d, "the file")
+        check_fingerprint(walks / np.abs(walks).max(), labels_2d)
 
 
 def test_drifted_data_replace_nothing(tmp_path, monkeypatch, capsys):
@@ -211,7 +230,7 @@ def test_drifted_data_replace_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(generate_toy_dataset, "signature_coefficient", lambda x: x[:, 0, 0])
     (tmp_path / "data_2.npy").write_bytes(b"old")
     assert generate_toy_dataset.main(["--output", str(tmp_path)]) == 1
-    assert "toy data, d = 2, as generated: the walks drifted" in capsys.readouterr().err
+    assert "data_2.npy as generated: the walks drifted" in capsys.readouterr().err
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("data_2.npy", b"old")]
 
 
@@ -251,8 +270,11 @@ def spoilt_files() -> dict:
         with labels.open("wb") as handle:
             np.savez(handle, np.zeros(30, np.float32))
 
-    def float64(data, labels):
-        np.save(labels, np.zeros(30))
+    def imaginary(data, labels):
+        np.save(labels, np.zeros(30, np.complex64))
+
+    def too_large(data, labels):
+        np.save(labels, np.full(30, 1e39))
 
     def one_nan(data, labels):
         paths = np.load(data)
@@ -297,9 +319,11 @@ def spoilt_files() -> dict:
         text: "labels_2.npy: not a readable .npy file",
         objects: "labels_2.npy: not a readable .npy file",
         archive: "labels_2.npy: not a readable .npy file",
-        float64: "labels_2.npy: dtype float64, expected float32",
-        one_nan: "data_2.npy: 1 rows hold NaN or infinity, first 3",
-        infinite: "labels_2.npy: 30 rows hold NaN or infinity, first 0",
+        imaginary: "labels_2.npy: dtype complex64, expected real numbers",
+        too_large: "labels_2.npy: 30 numbers are NaN, infinite or too large for float32",
+        one_nan: "data_2.npy: 1 numbers are NaN, infinite or too large for float32, the first at "
+        "[3, 2, 1]",
+        infinite: "labels_2.npy: 30 numbers are NaN, infinite or too large for float32",
         no_data: "data_2.npy: missing, though its partner is there",
         no_labels: "labels_2.npy: missing, though its partner is there",
         other_dimension: "data_2.npy: shape (30, 7, 3), expected (paths, points, 2)",
@@ -319,27 +343,44 @@ def test_a_spoilt_file_is_named_and_left_alone(tmp_path, write_toy_files, spoil,
     files = write_toy_files(tmp_path, np.zeros((30, 7, 2), np.float32), np.zeros(30, np.float32))
     spoil(*files)
     before = {path: path.read_bytes() for path in files[0].parent.iterdir()}
-    with pytest.raises(DataError) as caught:
-        load(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'toy_data'}/{words}")
+    for paper_data, advice in ((False, "stay as they are"), (True, "move both files")):
+        with pytest.raises(DataError) as caught:
+            load(tmp_path, paper_data=paper_data)
+        assert str(caught.value).startswith(f"{tmp_path / 'toy_data'}/{words}")
+        assert advice in str(caught.value)
+        assert "delete" not in str(caught.value) and "remove" not in str(caught.value)
     assert {path: path.read_bytes() for path in files[0].parent.iterdir()} == before
 
 
 def test_other_data_are_refused_where_the_papers_are_asked_for(tmp_path, write_toy_files):
     write_toy_files(tmp_path, np.zeros((30, 7, 2), np.float32), np.zeros(30, np.float32))
-    with pytest.raises(DataError, match="the paper's are"):
+    with pytest.raises(DataError, match=r"data_2\.npy: shape .* the paper's is"):
         load(tmp_path, paper_data=True)
 
 
-def test_missing_data_are_made_and_announced(tmp_path, monkeypatch, write_toy_files):
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.longdouble, np.int64, ">f4"])
+def test_other_real_numbers_are_read_as_float32(tmp_path, rng, write_toy_files, dtype):
+    paths, labels = (rng.integers(-5, 5, shape).astype(dtype) for shape in ((30, 7, 2), 30))
+    write_toy_files(tmp_path, paths, labels)
+    dataset = load(tmp_path)
+    assert dataset.paths.dtype == dataset.labels.dtype == np.float32
+    assert np.array_equal(dataset.paths, paths[:20]) and np.array_equal(dataset.labels, labels[:20])
+
+
+def test_the_digests_are_those_of_the_files(tmp_path, write_toy_files):
+    files = write_toy_files(tmp_path, np.zeros((30, 7, 2)), np.zeros(30, np.float32))
+    expected = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert load(tmp_path).digests == expected
+
+
+def test_missing_data_are_made_and_announced(tmp_path, monkeypatch, capsys, write_toy_files):
     def write(folder: Path, input_dim: int) -> None:
         paths = np.zeros((30, 7, input_dim), np.float32)
         write_toy_files(folder.parent, paths, np.zeros(30, np.float32))
 
     monkeypatch.setattr(generate_toy_dataset, "write_toy_dataset", write)
-    lines = []
-    assert load(tmp_path, 3, announce=lines.append).paths.shape == (20, 7, 3)
-    assert len(lines) == 1 and "making the 3D toy data" in lines[0]
+    assert load(tmp_path, 3).paths.shape == (20, 7, 3)
+    assert "making the 3D toy data" in capsys.readouterr().err
 
 
 def test_a_file_in_the_way_of_the_folder_is_an_error_without_a_traceback(

@@ -11,6 +11,7 @@ import pytest
 from experiments import training_loop
 from experiments.training_loop import DataOrder, Schedule, train, train_run
 from harness.checkpoints import Checkpoints
+from harness.errors import ResultsError
 from harness.process import Stop
 from harness.progress import progress_bar
 from harness.records import Run, RunContext, Status, outcome, read_record, run_state
@@ -37,6 +38,21 @@ class Walk:
 
     def restore(self, arrays):
         self.total, self.updates = map(float, arrays["place"])
+
+
+def test_a_run_whose_data_changed_is_not_gone_on_with(tmp_path):
+    def go_on(walk, sha256):
+        files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
+        run = Run("a walk", files, {"max_steps": 25, "eval_interval": 10})
+        train_run(run, walk, SCHEDULE, "updates", {"data": {"A5=3.csv": sha256}})
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(Walk(stop_at=9), "abc")
+    with pytest.raises(ResultsError, match=r"data file A5=3\.csv 'abc' where this run has 'def'"):
+        go_on(Walk(), "def")
+    go_on(Walk(), "abc")
+    record = json.loads((tmp_path / "out" / "steps.json").read_text())
+    assert record["provenance"]["data"] == {"A5=3.csv": "abc"}
 
 
 class Explosive(Walk):
