@@ -26,10 +26,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+except ModuleNotFoundError:
+    sys.exit("Triton is missing: pip install -c requirements-lock.txt -e '.[triton]'")
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
