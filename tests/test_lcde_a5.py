@@ -133,6 +133,17 @@ def test_loss_is_finite_for_logits_that_overflow_an_exponential():
     assert np.isfinite(mean_cross_entropy(model, *on_device(sequences(4, 5)), 0.0, jr.key(0)))
 
 
+def test_the_loss_depends_on_dropout_and_on_its_key():
+    model, batch = small_model(), on_device(sequences(4, 5))
+
+    def loss(dropout, seed):
+        return float(mean_cross_entropy(model, *batch, dropout, jr.key(seed)))
+
+    assert loss(0.5, 0) == loss(0.5, 0)
+    assert loss(0.0, 0) == loss(0.0, 1)
+    assert len({loss(0.0, 0), loss(0.5, 0), loss(0.5, 1), loss(0.1, 0)}) == 4
+
+
 def test_a_step_is_one_adamw_update_for_each_batch_in_order():
     batches, key = [sequences(8, 5), sequences(3, 2, seed=1)], jr.key(5)
     gradient = eqx.filter_jit(eqx.filter_grad(mean_cross_entropy))
