@@ -3,6 +3,7 @@
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 import yaml
@@ -157,6 +158,45 @@ def test_a_value_of_wrong_type_or_out_of_range_is_named_with_what_is_allowed(
 ):
     path = config_file(**{key: value})
     assert error_of(path).startswith(f"{path}: {key}: {found}")
+
+
+# The last value that is allowed and one beyond it.
+WORD_LIMITS = {
+    "lengths": ([2], [1]),
+    "samples": (10, 9),
+    "data_seed": (0, -1),
+    "dropout": (0.0, 1.0),
+    "weight_decay": (0.0, -0.1),
+    "short_batch_size": (0, -1),
+    "stop_accuracy": (1.0, 1.1),
+}
+LIMITS = [("ssm_toy", "num_paths", 10, 9)]
+LIMITS += [(name, k, *v) for name in ("lcde_a5", "ssm_a5") for k, v in WORD_LIMITS.items()]
+
+
+@pytest.mark.parametrize(("name", "key", "last", "beyond"), LIMITS)
+def test_settings_of_trained_models_reach_to_their_limits_and_not_beyond(name, key, last, beyond):
+    def load(value):
+        path = CONFIG_FOLDER / f"{name}.yaml"
+        return load_config(MODULES[name].Config, path, {key: (value, "here")})
+
+    assert getattr(load(last), key) == last
+    with pytest.raises(ConfigError, match=f"{key}.*: .* should be "):
+        load(beyond)
+
+
+LISTS = [
+    (name, key)
+    for name, module in MODULES.items()
+    for key, field in module.Config.model_fields.items()
+    if get_origin(field.annotation) is list
+]
+
+
+@pytest.mark.parametrize(("name", "key"), LISTS)
+def test_no_list_may_be_empty(name, key):
+    with pytest.raises(ConfigError, match=rf"{key}: \[\] List should have at least 1 item"):
+        load_config(MODULES[name].Config, CONFIG_FOLDER / f"{name}.yaml", {key: ([], "here")})
 
 
 def test_every_mistake_has_a_line_of_its_own(config_file):
