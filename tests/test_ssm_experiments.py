@@ -13,6 +13,11 @@ import torch
 from experiments import ssm_a5, ssm_toy
 from experiments.schema import load_config
 from experiments.ssm_training import (
+    DROPOUT,
+    ORDER,
+    PARAMETERS,
+    SHORT_ORDER,
+    SPLIT,
     Training,
     accuracy,
     generator_of,
@@ -143,6 +148,13 @@ def test_runs_that_differ_in_anything_draw_other_parameters():
     assert not torch.equal(first, small_toy_model(run=1).output.weight)
 
 
+def test_orders_parameters_and_dropout_draw_from_streams_of_their_own():
+    # NumPy pads short seeds with zeros, so a tag of 0 would repeat the stream without a tag.
+    seeds = [[], [SPLIT], [ORDER], [SHORT_ORDER], [PARAMETERS], [DROPOUT]]
+    draws = {np.random.default_rng([*run_seed(TOY_RUN), *seed]).random() for seed in seeds}
+    assert len(draws) == len(seeds)
+
+
 def training(dropout=0.1, seed=0):
     generator = generator_of([seed, 1])
     config = config_of(ssm_a5, **SMALL_A5)
@@ -258,6 +270,20 @@ def test_the_search_stops_deepening_and_lengthening_as_the_paper_did(tmp_path, c
     assert {path.name.split("_")[1] for path in folder.glob("*.npy")} == {"4"}
     assert main(tiny_a5(tmp_path, *flags, "--plan", **settings, stop_accuracy=1.0)) == 0
     assert "6 runs: 2 done, 0 missing, 4 not needed, 0 conflict" in capsys.readouterr().out
+
+
+def test_a_depth_that_failed_at_a_shorter_length_is_given_up_and_no_other(tmp_path, monkeypatch):
+    config = config_of(ssm_a5, models=["RNN", "Mamba"], lengths=[4, 5], depths=[1, 2], search=True)
+    ends = {("RNN", 4, 1): "not solved", ("RNN", 4, 2): "solved"}
+    monkeypatch.setattr(ssm_a5, "outcome", lambda run: ends.get(name_of(run)))
+
+    def name_of(run):
+        return tuple(run.config[key] for key in ("model", "length", "depth"))
+
+    reasons = {name_of(run): run.not_needed() for run in ssm_a5.plan(config, tmp_path)}
+    assert len(reasons) == 8
+    given_up = {name: reason for name, reason in reasons.items() if reason}
+    assert given_up == {("RNN", 5, 1): "1 blocks failed at length 4"}
 
 
 @pytest.mark.processes
