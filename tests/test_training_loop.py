@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,27 @@ def test_the_rate_of_a_resumed_run_is_that_of_its_own_steps(tmp_path, monkeypatc
     train(Walk(), SCHEDULE, checkpoints, "updates")
     # tqdm's rate is that of the units from `initial` to `n`.
     assert [(bar.initial, bar.n) for bar in bars] == [(0, 9), (8, 25)]
+
+
+class Timed(Walk):
+    """A second passes with every update."""
+
+    def __init__(self, stop_at=None):
+        super().__init__(stop_at)
+        self.now = 500.0 if stop_at is None else 0.0
+
+    def update(self, step):
+        self.now += 1
+        return super().update(step)
+
+
+def test_a_resumed_run_counts_the_seconds_up_to_its_checkpoint_and_its_own(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, {})
+    for walk in (Timed(stop_at=9), Timed()):
+        monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=lambda w=walk: w.now))
+        with pytest.raises(KeyboardInterrupt) if walk.stop_at else nullcontext():
+            history, _ = train(walk, SCHEDULE, checkpoints, "updates")
+    assert history.seconds == history.steps == [0, 10, 20, 25]
 
 
 class Stopped(Walk):
