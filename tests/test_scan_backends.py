@@ -58,7 +58,9 @@ def test_without_its_tools_auto_warns_and_cpp_raises(monkeypatch, tmp_path, miss
     monkeypatch.setattr(module, "READY", set())
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else which(name))
+    monkeypatch.setattr(
+        shutil, "which", lambda name, **where: None if name == missing else which(name, **where)
+    )
     with pytest.raises(UnavailableError, match=fix):
         choose_backend("cpu", "cpp")
     with pytest.warns(UserWarning, match="15 times slower") as caught:
