@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
+SPINS = "1000"  # some microseconds
 # Of the exported variables these change numbers: TF32 on a GPU, bfloat16 in a CPU's products.
 ROUNDING = (
     "NVIDIA_TF32_OVERRIDE",
@@ -104,10 +105,10 @@ def torch_numbers(matmul_precision: Literal["float32", "tf32"]) -> None:
     There the libraries' kernels give the same bits each time.
     """
     forget_exported()
-    # Threads that wait for work sleep: where other processes share the cores, OpenMP's spinning
-    # threads would hold up those that have work, by 5 to 20 times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    # A thread of OpenMP that waits for work spins a moment and then sleeps: by default it spins for
+    # milliseconds, and where other processes share the cores that holds up threads with work.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import torch
 
     tf32 = matmul_precision == "tf32"
