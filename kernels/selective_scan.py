@@ -56,7 +56,8 @@ def selective_scan(
     (b, g, n, l). For complex A they are complex, or, if they follow the input, real (..., 2 l),
     the real and the imaginary part of each position in turn. The step is delta + delta_bias,
     through softplus if delta_softplus; z gates the output, y silu(z). With `return_last_state` also
-    x_l, from which a later call continues as its `initial_state`. `backend` as in
+    x_l, from which a later call continues as its `initial_state`. There is no mask: the scan is
+    causal, so what pads a shorter sequence at its end changes none of its outputs. `backend` as in
     `choose_backend`; all but 'reference' differentiate once, and 'mamba_ssm' not the last state.
     Raises: ValueError, naming the argument; and what `choose_backend` raises.
     """
