@@ -26,7 +26,8 @@ def test_every_part_of_the_check_runs_through_at_tiny_sizes(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "check.json").read_text())
-    assert set(found) == {"machine", "scan", "flows", "training", "step times", "evidence"}
+    parts = {"scan", "flows", "training", "scan times", "step times", "evidence"}
+    assert set(found) == {"machine", *parts}
     assert {row["backend"] for row in found["step times"]} == {"triton", "reference"}
     assert {run["outcome"] for run in found["evidence"]["runs"]} == {"finished"}
     assert (tmp_path / "results.tar.gz").exists()

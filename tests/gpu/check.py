@@ -2,11 +2,12 @@
 
 In this order: the scan's backends against the reference in double precision on the CPU; JAX's
 composition of flows; for each kind of model captured steps again, resumed, and against plain ones;
-milliseconds of a step of each configuration of both figures; then the toy runs themselves, run 0 of
-each, side by side, until the time is up. What was not reached is said. It prints a table and leaves
-check.json and results.tar.gz, the runs' results with their records, in --output.
+milliseconds of a layer's scan, and of a step of each configuration of both figures; then the toy
+runs themselves, run 0 of each, side by side, until the time is up. What was not reached is said. It
+prints a table and leaves check.json and results.tar.gz, the runs' results with their records, in
+--output.
 
-    python tests/gpu/check.py [--minutes 12] [--workers 18] [--output DIR]
+    python tests/gpu/check.py [--minutes 12] [--workers 18] [--output DIR] [--parts scan training]
     TRITON_INTERPRET=1 python tests/gpu/check.py --tiny       # all of it on a CPU, at tiny sizes
 
 It needs PyTorch for CUDA, and JAX to make the toy data. Where a machine reaches no registry, the
@@ -36,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 RESERVE_S = 20.0  # in which no other part begins
 ENDING_S = 45.0  # for workers to save their state, and to write
 TOLERANCE, FLOW_TOLERANCE = 5e-6, 1e-5
+SCAN_MS = 200  # of each measurement of a scan
 TINY_TOY = {"hidden_dim": 8, "state_dim": 3, "num_paths": 60, "paper_data": False}
 TINY_TOY |= {"eval_interval": 2, "max_steps": 4, "batch_size": 4, "scan_backend": "reference"}
 TINY_A5 = {"hidden_dim": 8, "state_dim": 3, "num_heads": 2, "feed_forward_dim": 16}
@@ -218,6 +220,15 @@ def determinism(check: Check) -> dict[str, Any]:
     return found
 
 
+def scan_times(check: Check) -> dict[str, Any]:
+    """Milliseconds of a Mamba layer's scan at the paper's sizes, backend by backend."""
+    from benchmarks.triton_scan import SIZES, measured
+
+    if check.tiny:
+        return {name: "not measured: no GPU" for name in SIZES}
+    return {name: measured(size, SCAN_MS) for name, size in SIZES.items()}
+
+
 def step_times(check: Check) -> list[dict[str, Any]]:
     """Milliseconds of a step of each configuration, backend by backend."""
     rows, usable = [], backends(check)
@@ -350,6 +361,14 @@ def failures(value: Any, name: str = "") -> list[str]:
     return [name] if value is False and name.split()[-1] in CHECKED else []
 
 
+PARTS: dict[str, Callable[[Check], Any]] = {
+    "scan": scan_errors,
+    "flows": flows_error,
+    "training": determinism,
+    "scan times": scan_times,
+    "step times": step_times,
+    "evidence": evidence,
+}
 CHECKED = ("right", "same_bits", "resumed_bits", "plain_bits")
 
 
@@ -373,6 +392,7 @@ def parse() -> argparse.Namespace:
     default = Path(os.environ.get("OUT") or ROOT / "results/local/gpu_check")
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--wheels", type=Path, default=Path(__file__).parent / "wheels")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tiny", action="store_true", help="on a CPU, to try the script")
     return parser.parse_args()
 
@@ -396,15 +416,9 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     deadline = started + 60 * arguments.minutes
     check = Check(device, arguments.tiny, output, deadline, arguments.workers)
-    for name, work in (
-        ("machine", describe),
-        ("scan", scan_errors),
-        ("flows", flows_error),
-        ("training", determinism),
-        ("step times", step_times),
-        ("evidence", evidence),
-    ):
-        check.part(name, lambda work=work: work(check))
+    check.part("machine", lambda: describe(check))
+    for name in arguments.parts:
+        check.part(name, lambda name=name: PARTS[name](check))
     print(table(check.found))
     failed = failures(check.found)
     print("\n".join(["failed:", *failed]) if failed else "all checks passed")
