@@ -43,7 +43,7 @@ from harness.errors import UnavailableError
 from harness.machine import describe_machine, package_versions
 from kernels.selective_scan import choose_backend, selective_scan
 from kernels.triton_kernels import gradient_kernel, scan_kernel
-from kernels.triton_scan import constants, tile
+from kernels.triton_scan import CHANNELS, constants, kept_every, tile_states
 
 Direction = Literal["forward", "backward"]
 KERNELS = {"forward": scan_kernel, "backward": gradient_kernel}
@@ -203,25 +203,29 @@ def by_kind(loop: Loop) -> dict[str, float]:
     return {kind: rounded(count / loop.positions) for kind, count in counts.items()}
 
 
+def states_of_a_program(size: Size) -> int:
+    """In float32, real."""
+    return tile_states(torch.empty(size.d, 1, size.n, device="meta"))
+
+
 def traffic(direction: Direction, size: Size) -> dict[str, float]:
     """Bytes that a pass moves: to memory, and within L2 to a program's scratch and back."""
     b, d, l, n = astuple(size)  # noqa: E741
-    channels, states = tile(1, n)
+    states = states_of_a_program(size)
     inputs, rows, state = b * d * l, b * l * n, b * d * n
-    kept = state * math.ceil(l / math.ceil(math.sqrt(l)))
+    kept = state * math.ceil(l / kept_every(l))
     if direction == "forward":
         # u, delta, the parts of y and their sum; around it: bias, softplus and D.
         numbers = inputs * (2 + 2 * n / states + 1 + 8) + 2 * rows + kept + 2 * state
         return {"memory": 4 * numbers, "scratch": 0}
-    parts = 2 * (2 * n / states + 1) * inputs + 2 * (2 * d / channels + 1) * rows + 2 * state
+    parts = 2 * (2 * n / states + 1) * inputs + 2 * (2 * d / CHANNELS + 1) * rows + 2 * state
     numbers = 3 * inputs + 2 * rows + kept + 2 * state + parts + 12 * inputs
     return {"memory": 4 * numbers, "scratch": 4 * 2 * b * d * l * n}
 
 
 def seconds_by_limit(direction: Direction, size: Size, compiled: Compiled) -> dict[str, float]:
     """What each of the H100's limits allows at best."""
-    channels, states = tile(1, size.n)
-    programs = size.b * size.d // channels * size.n // states
+    programs = size.b * size.d // CHANNELS * size.n // states_of_a_program(size)
     per_position = Counter()
     for loop in compiled.loops:
         per_position.update(by_kind(loop))

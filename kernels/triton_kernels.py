@@ -173,21 +173,24 @@ def _step_back(
     P: tl.constexpr, N: tl.constexpr, B_FOLLOWS: tl.constexpr, C_FOLLOWS: tl.constexpr,
 ):  # fmt: skip
     """From the state x after position t and its gradient by way of t + 1 to those before t."""
+    # All that is loaded at once: a reduction's barriers would keep later loads waiting for it.
     step = tl.load(delta + t * d + rows)
     value = tl.load(u + t * d + rows)
     slope = P * tl.load(dy + t * d + rows)[:, None]
-    dx = _add_scaled(slope, _rows(C, t, rows, cols, P, N, C_FOLLOWS), later, P)
+    from_B = _rows(B, t, rows, cols, P, N, B_FOLLOWS)
+    to_C = _rows(C, t, rows, cols, P, N, C_FOLLOWS)
+    x_before = _load(before, N, P)
+    dx = _add_scaled(slope, to_C, later, P)
     sum_C = _add_rows(dC, t, cols, slope, x, sum_C, P, N, C_FOLLOWS)
     entering = (step * value)[:, None]
     sum_B = _add_rows(dB, t, cols, entering, dx, sum_B, P, N, B_FOLLOWS)
-    along_B = _dot(_rows(B, t, rows, cols, P, N, B_FOLLOWS), dx, P)
+    along_B = _dot(from_B, dx, P)
     later = _product_conj(dx, _decay(step, a, P), P)
-    x = _load(before, N, P)
-    d_exponent = _product_conj(later, x, P)
+    d_exponent = _product_conj(later, x_before, P)
     sum_A = _add_scaled(step[:, None], d_exponent, sum_A, P)
     tl.store(du + t * d + rows, step * along_B)
     tl.store(d_delta + t * d + rows, value * along_B + _dot(a, d_exponent, P))
-    return x, later, sum_A, sum_B, sum_C
+    return x_before, later, sum_A, sum_B, sum_C
 
 
 @triton.jit(do_not_specialize=["length", "interval"])

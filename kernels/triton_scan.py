@@ -18,12 +18,13 @@ from torch.nn.functional import pad
 
 from kernels.triton_kernels import gradient_kernel, scan_kernel
 
-TILE_STATES = 64
-# Real and complex: the states of a tile. 4 numbers a thread in the backward pass leave 64 registers
-# a thread enough, so that half of a GPU's warps are resident (`benchmarks/triton_scan.py` counts).
-TILE = {1: 1024, 2: 512}
-WARPS = {"forward": 4, "backward": 8}
-REAL_REGISTERS = 64
+# A program is one warp, so that none of its sums waits at a barrier, and holds as many numbers as
+# its registers do. On an H100 the backward pass is 4 times faster so than on 8 warps, half of all
+# that fit being resident, against an eighth here.
+CHANNELS = 8
+MOST_STATES = 128
+# Without it the compiler may spill to local memory to have more warps resident.
+REGISTERS = {"forward": None, "backward": 255}
 LARGEST_OFFSET = 2**31
 
 
@@ -40,16 +41,24 @@ def scan(
     n is a multiple of what `state_multiple` says. All float32, or all float64. Once differentiable.
     """
     channels, length = u.shape[1:]
-    missing = -channels % tile(*A.shape[1:])[0]
+    missing = -channels % CHANNELS
     u, delta = (_pad_channels(x.transpose(1, 2), 2, missing) for x in (u, delta))
     B, C = (x if x.ndim == 4 else _pad_channels(x, 0, missing) for x in (B, C))
     A, initial = _pad_channels(A, 0, missing), _pad_channels(initial, 1, missing)
-    # Kept states and the backward pass's scratch are least together at sqrt(l).
     # Without gradients the initial state alone is kept.
-    interval = math.isqrt(length - 1) + 1 if torch.is_grad_enabled() else length
+    interval = kept_every(length) if torch.is_grad_enabled() else length
     check_offsets(length, interval if torch.is_grad_enabled() else 1, A)
     y, last, _ = torch.ops.triton_selective_scan.scan(u, delta, A, B, C, initial, interval)
     return y[..., :channels].transpose(1, 2), last[:, :channels]
+
+
+def kept_every(length: int) -> int:
+    """The positions from one kept state to the next.
+
+    Kept states and the backward pass's scratch are least together at sqrt(l); half of that takes a
+    quarter more, and less time: more of the scratch stays in a GPU's cache.
+    """
+    return math.isqrt((length - 1) // 4) + 1
 
 
 def check_offsets(length: int, interval: int, A: Tensor) -> None:
@@ -64,35 +73,33 @@ def check_offsets(length: int, interval: int, A: Tensor) -> None:
 
 def state_multiple(states: int) -> int:
     """What the number of states has to be a multiple of, zeros after the last."""
-    return min(TILE_STATES, max(16, triton.next_power_of_2(states)))
+    return min(MOST_STATES, max(16, triton.next_power_of_2(states)))
 
 
 def _pad_channels(x: Tensor, axis: int, missing: int) -> Tensor:
     return pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, missing)) if missing else x
 
 
-def tile(P: int, N: int) -> tuple[int, int]:
-    """Channels and states that a program scans, of states in P parts of N."""
-    states = state_multiple(N)
-    return TILE[P] // states, states
+def tile_states(A: Tensor) -> int:
+    """States that a program scans: fewer of complex or float64 numbers, which fill registers."""
+    _, P, N = A.shape
+    words = P * A.element_size() // 4
+    return min(state_multiple(N), max(16, MOST_STATES // words**2))
 
 
 def constants(
     A: Tensor, B: Tensor, C: Tensor, direction: Literal["forward", "backward"]
-) -> dict[str, int | bool]:
+) -> dict[str, int | bool | None]:
     """What a kernel is compiled for."""
-    _, P, N = A.shape
-    channels, states = tile(P, N)
-    limited = P == 1 and A.dtype == torch.float32
     return {
-        "P": P,
-        "N": N,
-        "CHANNELS": channels,
-        "STATES": states,
+        "P": A.shape[1],
+        "N": A.shape[2],
+        "CHANNELS": CHANNELS,
+        "STATES": tile_states(A),
         "B_FOLLOWS": B.ndim == 4,
         "C_FOLLOWS": C.ndim == 4,
-        "num_warps": WARPS[direction],
-        "maxnreg": REAL_REGISTERS if limited else None,
+        "num_warps": 1,
+        "maxnreg": REGISTERS[direction],
     }
 
 
@@ -137,8 +144,7 @@ def _scan_backward(
 
 
 def _grid(u: Tensor, A: Tensor) -> tuple[int, int, int]:
-    channels, states = tile(*A.shape[1:])
-    return len(u), u.shape[2] // channels, A.shape[2] // states
+    return len(u), u.shape[2] // CHANNELS, A.shape[2] // tile_states(A)
 
 
 def _kept(u: Tensor, A: Tensor, interval: int) -> Tensor:

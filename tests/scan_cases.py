@@ -111,7 +111,9 @@ def scan_with_gradients(arguments, backend, scan=selective_scan) -> dict:
         # The weights are of 8 bits, the same numbers in every dtype.
         weights = torch.randn(x.shape, generator=generator, dtype=torch.float64).bfloat16()
         parts = (x.real, x.imag) if x.is_complex() else (x,)
-        mixture = mixture + sum((part * weights.to(part.device, part.dtype)).sum().double() for part in parts)
+        mixture = mixture + sum(
+            (part * weights.to(part.device, part.dtype)).sum().double() for part in parts
+        )
     mixture.backward()
     detached = {name: x.detach() for name, x in outputs.items()}
     return {**detached, **{name: leaf.grad for name, leaf in leaves.items()}}
