@@ -5,8 +5,9 @@ sequences of length L and one on sequences of length 2.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
-from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run, do_runs
 from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, provenance
@@ -73,22 +74,19 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
 
 
 @jax_numbers()
-def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
-    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do = do_run) -> None:
+    """Do the runs, as `training_loop.do_runs`.
 
     Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
     names the runs that diverged.
     """
     keep_freed_memory()
     origin = provenance(PACKAGES, jax_device(device))
-    outcomes = {}
-    for run in runs:
-        outcomes[run.label] = do_run(config, run, data_dir / WORD_DATA, origin)
-    report_divergence(outcomes)
+    do_runs(runs, partial(prepare, config, data_dir / WORD_DATA), origin, do)
 
 
-def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) -> str:
-    """Data, model, training, the result with its record. Returns the outcome."""
+def prepare(config: Config, folder: Path, run: Run) -> Prepared:
+    """Data, model, optimizer and schedule of a run."""
     import jax.random as jr
     import optax
 
@@ -115,10 +113,11 @@ def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) ->
         ],
         optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
         config.dropout,
-        lambda model: accuracy(model, validation, config.eval_batch_size),
+        lambda model, *rows: accuracy(model, Batch(*rows), config.eval_batch_size),
+        validation,
         train_key,
     )
     schedule = Schedule(
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    return train_run(run, trainable, schedule, "accuracy", {**origin, "data": digests})
+    return Prepared(trainable, schedule, "accuracy", digests)

@@ -123,13 +123,17 @@ class Training:
         orders: Sequence[tuple[Batch, DataOrder]],
         optimizer: optax.GradientTransformation,
         dropout: float,
-        metric: Callable[[A5LinearCDE], float],
+        metric: Callable[..., float],
+        validation: Sequence[np.ndarray],
         key: PRNGKeyArray,
     ):
-        """orders: for each update of a step its data and their order; a step folds `key`."""
+        """orders: for each update of a step its data and their order; a step folds `key`.
+
+        metric: of the model and the arrays of `validation`.
+        """
         self.optimizer, self.dropout, self.metric = optimizer, dropout, metric
         self.state = TrainState(model, optimizer.init(eqx.filter(model, eqx.is_array)))
-        self.orders, self.key = orders, key
+        self.orders, self.validation, self.key = orders, validation, key
 
     def update(self, step: int) -> Float[Array, ""]:
         """One update for each order; returns the first one's loss."""
@@ -140,7 +144,7 @@ class Training:
 
     def evaluate(self) -> float:
         """The metric of the model as it is."""
-        return self.metric(self.state.model)
+        return self.metric(self.state.model, *self.validation)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Parameters and moments, by their place in the state."""
