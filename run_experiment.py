@@ -52,7 +52,8 @@ Other files are never replaced without --overwrite. Processes that share a resul
 run twice.
 For that the last state of each trained run stays in checkpoints/ of the results folder: weights and
 Adam's moments, 3 times the parameters' bytes (30 to 480 MiB for a model on A5, 3 to 11 on the toy
-task). Where it was deleted, a longer schedule starts at step 0 and says so.
+task). --save-model takes the parameters from there, of each run of the command that is done. Where
+the state was deleted, a longer schedule starts at step 0 and says so.
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or
 SIGUSR2. They save a checkpoint first; a second Ctrl-C ends at once. SIGTERM also stops a script's
 background job, which ignores Ctrl-C.
@@ -142,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", metavar="LABEL", help="this run alone, by its label in --plan")
     parser.add_argument(
+        "--save-model", type=Path, metavar="DIR", help="keep trained parameters there (safetensors)"
+    )
+    parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write scalars there as the runs go"
     )
     add_launcher_flags(parser.add_argument_group("where the runs are done"))
@@ -198,7 +202,7 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
     check_launcher_flags(arguments)
-    for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config"):
+    for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config", "save_model"):
         if path := getattr(arguments, flag):
             setattr(arguments, flag, user_path(path, f"--{flag.replace('_', '-')} {path}"))
     name = EXPERIMENTS[arguments.model, arguments.experiment]
@@ -217,6 +221,10 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     to_do = runs_to_do(runs, arguments.overwrite)
     if arguments.only and run_state(runs[0]).status is Status.NOT_NEEDED:
         to_do = runs  # started for this run alone, it says in the run's record why it did nothing
+    if arguments.save_model:
+        from experiments.weights import check_saving, save_models
+
+        check_saving(experiment, arguments.save_model)
     announce(runs, to_do, results_dir)
     code = 0
     if to_do:
@@ -225,6 +233,8 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
             do_runs(experiment, config, to_do, arguments, stop, display)
         else:
             code = launch(arguments, config, to_do, results_dir)
+    if arguments.save_model:
+        save_models(name, runs, arguments.save_model)
     print_next_step(results_dir)
     return code
 
@@ -325,17 +335,13 @@ def time_missing(
     runs: Sequence[Run],
     arguments: argparse.Namespace,
 ) -> None:
-    """Measure a part of the missing runs, and print the hours that all of them would take.
-
-    Raises: UnavailableError, naming what to install; whatever the experiment raises.
-    """
+    """Measure a part of the missing runs, and print the hours of all. Raises: as `do_runs`."""
     from experiments.timing import print_hours
     from verdict.results import published_stop
 
-    missing = [run for run in runs if run_state(run).status is Status.MISSING]
-    where = arguments.data_dir.absolute(), arguments.device
+    data_dir = arguments.data_dir.absolute()
     with installed(experiment.EXTRA, "this experiment"):
-        print_hours(experiment, config, missing, *where, published_stop)
+        print_hours(experiment, config, runs, data_dir, arguments.device, published_stop)
 
 
 def launch(

@@ -7,7 +7,7 @@ sequences of length L and one on sequences of length 2.
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,6 +21,11 @@ from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, provenance
 from kernels.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
+
+    from linear_cde import A5LinearCDE
 
 EXTRA = "jax"
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
@@ -91,7 +96,6 @@ def prepare(config: Config, folder: Path, run: Run) -> Prepared:
     import optax
 
     from experiments.lcde_training import Batch, Training, accuracy
-    from linear_cde import A5LinearCDE
 
     length, symbols = run.config["length"], group(config.group)
     source = {"seed": config.data_seed, "samples": config.samples}
@@ -106,7 +110,7 @@ def prepare(config: Config, folder: Path, run: Run) -> Prepared:
         sources.append((Batch(pairs.inputs, pairs.targets), config.short_batch_size, SHORT_ORDER))
     model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
     trainable = Training(
-        A5LinearCDE(symbols.order, config.hidden_dim, key=model_key),
+        model_of(run.config, model_key),
         [
             (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
             for data, size, tag in sources
@@ -121,3 +125,26 @@ def prepare(config: Config, folder: Path, run: Run) -> Prepared:
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
     return Prepared(trainable, schedule, "accuracy", digests)
+
+
+def model_of(settings: Mapping[str, Any], key: "PRNGKeyArray") -> "A5LinearCDE":
+    """The model of a run's config, drawn from a key."""
+    from linear_cde import A5LinearCDE
+
+    return A5LinearCDE(group(settings["group"]).order, settings["hidden_dim"], key=key)
+
+
+@jax_numbers()
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> "A5LinearCDE":
+    """The model of a run's config with these parameters.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    jax_device(device)
+    import jax.random as jr
+
+    from experiments.lcde_training import with_leaves
+
+    return with_leaves(model_of(settings, jr.key(0)), parameters)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
-from experiments.devices import torch_numbers
+from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import A5CurveKey, configuration_label
@@ -212,6 +212,23 @@ def _data(
         on_it = on_device((pairs.inputs, pairs.targets))
         sources.append((on_it, config.short_batch_size, SHORT_ORDER))
     return sources, validation, digests
+
+
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> Any:
+    """The `SequenceModel` of a run's config with these parameters, to evaluate.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    from experiments import ssm_training as training
+    from torch_layers import Dropout
+
+    where = torch_device(device, "float32")
+    dropout = Dropout(settings["dropout"], training.generator_of([1], where))
+    config, symbols = Config.model_construct(**settings), group(settings["group"])
+    model = model_of(config, settings, symbols.order, settings["scan_backend"], dropout)
+    return training.with_parameters(model, parameters).to(where)
 
 
 def model_of(

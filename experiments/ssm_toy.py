@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from data_dir.datasets import load_toy_dataset, training_paths
-from experiments.devices import torch_numbers
+from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import ToyCurveKey, configuration_label
@@ -147,6 +148,20 @@ def prepare(
     )
     schedule = Schedule(config.max_steps, config.eval_interval, config.checkpoint_interval)
     return Prepared(trainable, schedule, "rmse", data.digests)
+
+
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> Any:
+    """The `SequenceModel` of a run's config with these parameters, to evaluate.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    from experiments import ssm_training as training
+
+    where = torch_device(device, "float32")
+    model = model_of(Config.model_construct(**settings), settings, settings["scan_backend"])
+    return training.with_parameters(model, parameters).to(where)
 
 
 def model_of(config: Config, settings: Mapping[str, Any], backend: str) -> Any:

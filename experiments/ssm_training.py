@@ -46,6 +46,15 @@ def run_seed(run: Mapping[str, Any]) -> list[int]:
     return [run["seed"], *name.encode()]
 
 
+def with_parameters(model: nn.Module, parameters: Mapping[str, np.ndarray]) -> nn.Module:
+    """The model with these parameters, to evaluate. Raises: ValueError, where they do not fit."""
+    try:
+        model.load_state_dict({name: torch.tensor(x) for name, x in parameters.items()})
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return model.eval()
+
+
 def layer_maker(
     config: SSMConfig,
     run: Mapping[str, Any],

@@ -14,7 +14,7 @@ from experiments.schema import ExperimentConfig
 from experiments.training_loop import Prepared, Schedule, Trainable
 from harness.checkpoints import checkpoint_folder
 from harness.machine import describe_machine
-from harness.records import Run, steps_to_keep
+from harness.records import Run, Status, run_state, steps_to_keep
 
 # What tells runs of the same cost from each other.
 SAME_COST = {"seed", "run", "learning_rate"}
@@ -53,17 +53,18 @@ class Cost:
 def print_hours(
     experiment: ModuleType,
     config: ExperimentConfig,
-    missing: Sequence[Run],
+    runs: Sequence[Run],
     data_dir: Path,
     device: str,
     published_stop: StopOf,
 ) -> None:
-    """Measure each configuration of the missing runs; print it, and the hours of its runs.
+    """Measure each configuration of the runs that are missing; print it, and the hours of its runs.
 
     Nothing is saved but data, which are made where they are missing, as runs do.
     published_stop: for a run's config the step at which the paper's run was solved, if known.
     Raises: as the experiment's `run`.
     """
+    missing = [run for run in runs if run_state(run).status is Status.MISSING]
     machine, load = describe_machine(), os.getloadavg()[0]
     print(f"on {machine['cpu']}, {machine['cores']} cores, which had a load of {load:.1f} before:")
     of_runs = hours_of_training if hasattr(experiment, "prepare") else hours_of_scores

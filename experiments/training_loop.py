@@ -228,10 +228,8 @@ def train_run(
 
     process = {key: provenance[key] for key in PROCESS if key in provenance}
     process["started"] = context.started
-    # Data that were exchanged since would give a curve of both.
-    data = {f"data file {name}": sha256 for name, sha256 in provenance.get("data", {}).items()}
-    folder, config = checkpoint_folder(run), {**run.config, **data}
-    checkpoints = Checkpoints(folder, config, context.confirm, process)
+    config = checkpoint_config(run.config, provenance.get("data", {}))
+    checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
     with context.stop.deferred():
         history, outcome = train(
             trainable,
@@ -247,6 +245,11 @@ def train_run(
         checkpoints.keep(1)
     print(", ".join([f"{run.label}: {outcome}", *history.in_words(metric_name)]))
     return outcome
+
+
+def checkpoint_config(config: Mapping[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
+    """What has to agree with a checkpoint: data exchanged since would give a curve of both."""
+    return {**config, **{f"data file {name}": sha256 for name, sha256 in data.items()}}
 
 
 class Prepared(NamedTuple):
