@@ -36,7 +36,7 @@ class Made(BaseModel):
     experiment: Literal["lcde_a5", "ssm_toy", "ssm_a5"]
     config: dict[str, Any]
     outcome: str
-    result: dict[str, float | None]  # the record's last entries: steps, the metric
+    result: dict[str, int | float | None]  # the record's last entries: steps, the metric
     data: dict[str, str]  # SHA-256 of the data files
     commit: str | None
     dirty: bool | None
