@@ -3,8 +3,8 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +52,8 @@ Other files are never replaced without --overwrite. Processes that share a resul
 run twice.
 For that the last state of each trained run stays in checkpoints/ of the results folder: weights and
 Adam's moments, 3 times the parameters' bytes (30 to 480 MiB for a model on A5, 3 to 11 on the toy
-task). Where it was deleted, a longer schedule starts at step 0 and says so.
+task). --save-model takes the parameters from there, of each run of the command that is done. Where
+the state was deleted, a longer schedule starts at step 0 and says so.
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 after Ctrl-C, 75 after SIGTERM or
 SIGUSR2. They save a checkpoint first; a second Ctrl-C ends at once. SIGTERM also stops a script's
 background job, which ignores Ctrl-C.
@@ -137,7 +138,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plan", action="store_true", help="print the runs and their state, run nothing"
     )
+    parser.add_argument(
+        "--time", action="store_true", help="with --plan: measure what the missing runs would take"
+    )
     parser.add_argument("--only", metavar="LABEL", help="this run alone, by its label in --plan")
+    parser.add_argument(
+        "--save-model", type=Path, metavar="DIR", help="keep trained parameters there (safetensors)"
+    )
     parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write scalars there as the runs go"
     )
@@ -183,6 +190,8 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
         "--leave-held": (arguments.leave_held, "in-process"),
         "--overwrite": (arguments.overwrite, "in-process"),
     }
+    if arguments.time and not arguments.plan:
+        raise ConfigError("--time: needs --plan; it measures a part of the runs and does none")
     for flag, (is_given, where) in given.items():
         if is_given and launcher != where:
             raise ConfigError(f"{flag}: applies to --launcher {where} alone, not to {launcher}")
@@ -193,7 +202,7 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Load, check, plan and dispatch. Returns the exit code."""
     check_launcher_flags(arguments)
-    for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config"):
+    for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config", "save_model"):
         if path := getattr(arguments, flag):
             setattr(arguments, flag, user_path(path, f"--{flag.replace('_', '-')} {path}"))
     name = EXPERIMENTS[arguments.model, arguments.experiment]
@@ -205,11 +214,17 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     runs = chosen_runs(experiment.plan(config, results_dir), arguments.only)
     if arguments.plan:
         print_plan(runs)
+        if arguments.time:
+            time_missing(experiment, config, runs, arguments)
         return 0
     display = display_of(arguments.tensorboard)
     to_do = runs_to_do(runs, arguments.overwrite)
     if arguments.only and run_state(runs[0]).status is Status.NOT_NEEDED:
         to_do = runs  # started for this run alone, it says in the run's record why it did nothing
+    if arguments.save_model:
+        from experiments.weights import check_saving, save_models
+
+        check_saving(experiment, arguments.save_model)
     announce(runs, to_do, results_dir)
     code = 0
     if to_do:
@@ -218,6 +233,8 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
             do_runs(experiment, config, to_do, arguments, stop, display)
         else:
             code = launch(arguments, config, to_do, results_dir)
+    if arguments.save_model:
+        save_models(name, runs, arguments.save_model)
     print_next_step(results_dir)
     return code
 
@@ -237,7 +254,8 @@ def display_of(folder: Path | None) -> Display:
     """Where values are shown as runs go. Raises: UnavailableError."""
     if folder is None:
         return lambda run: nullcontext(lambda step, values: None)
-    import_or_explain("tensorboard", "tensorboard", "--tensorboard")
+    with installed("tensorboard", "--tensorboard"):
+        import_module("tensorboard")
     return partial(tensorboard, folder.absolute())
 
 
@@ -306,11 +324,24 @@ def do_runs(
     Raises: UnavailableError, naming what to install; whatever the experiment raises.
     """
     how = {"overwrite": arguments.overwrite, "wait": not arguments.leave_held}
-    try:
-        with closing(claimed_runs(to_do, stop, display, **how)) as runs:
-            experiment.run(config, runs, arguments.data_dir.absolute(), arguments.device)
-    except ModuleNotFoundError as error:
-        raise not_installed(error, experiment.EXTRA, "this experiment") from None
+    needed = installed(experiment.EXTRA, "this experiment")
+    with needed, closing(claimed_runs(to_do, stop, display, **how)) as runs:
+        experiment.run(config, runs, arguments.data_dir.absolute(), arguments.device)
+
+
+def time_missing(
+    experiment: ModuleType,
+    config: ExperimentConfig,
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+) -> None:
+    """Measure a part of the missing runs, and print the hours of all. Raises: as `do_runs`."""
+    from experiments.timing import print_hours
+    from verdict.results import published_stop
+
+    data_dir = arguments.data_dir.absolute()
+    with installed(experiment.EXTRA, "this experiment"):
+        print_hours(experiment, config, runs, data_dir, arguments.device, published_stop)
 
 
 def launch(
@@ -329,25 +360,22 @@ def launch(
     runs = sorted(to_do, key=lambda run: run.config.get("depth", 0))
     if arguments.launcher == "local":
         return run_local(runs, words, results_dir, arguments.workers, arguments.device)
-    launcher = import_or_explain("launchers.slurm", "slurm", "--launcher slurm")
+    with installed("slurm", "--launcher slurm"):
+        launcher = import_module("launchers.slurm")
     path = arguments.slurm_config or CONFIG_FOLDER / "slurm.yaml"
     return launcher.run_slurm(runs, words, results_dir, path, arguments.wait)
 
 
-def import_or_explain(module: str, extra: str, what: str) -> ModuleType:
-    """Import a module that needs an extra. Raises: UnavailableError, naming what to install."""
+@contextmanager
+def installed(extra: str, what: str) -> Iterator[None]:
+    """What needs an extra. Raises: UnavailableError, naming what to install."""
     try:
-        return import_module(module)
+        yield
     except ModuleNotFoundError as error:
-        raise not_installed(error, extra, what) from None
-
-
-def not_installed(error: ModuleNotFoundError, extra: str, what: str) -> UnavailableError:
-    """The error that says how to install what an extra brings."""
-    return UnavailableError(
-        f"{error.name or error} is not installed; install what {what} needs with "
-        f"pip install -c requirements-lock.txt '.[{extra}]' in {ROOT}"
-    )
+        raise UnavailableError(
+            f"{error.name or error} is not installed; install what {what} needs with "
+            f"pip install -c requirements-lock.txt '.[{extra}]' in {ROOT}"
+        ) from None
 
 
 def print_next_step(results_dir: Path) -> None:

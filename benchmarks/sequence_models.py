@@ -52,9 +52,8 @@ def toy_training(config: Config, name: str, depth: int, backend: str) -> Trainin
         torch.optim.Adam(parameter_groups(model), lr=config.learning_rate),
         [(paths, labels, order)],
         squared_error,
-        lambda m: root_mean_square_error(
-            m, paths[:EVALUATED], labels[:EVALUATED], config.eval_batch_size
-        ),
+        lambda m, *rows: root_mean_square_error(m, *rows, config.eval_batch_size),
+        (paths[:EVALUATED], labels[:EVALUATED]),
     )
 
 

@@ -5,8 +5,9 @@ sequences of length L and one on sequences of length 2.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,11 +16,16 @@ from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
-from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run, do_runs
 from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
 from harness.records import Run, provenance
 from kernels.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
+
+    from linear_cde import A5LinearCDE
 
 EXTRA = "jax"
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
@@ -73,27 +79,23 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
 
 
 @jax_numbers()
-def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
-    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do = do_run) -> None:
+    """Do the runs, as `training_loop.do_runs`.
 
     Raises: UnavailableError, DataError, OSError, and, when all is done, FloatingPointError that
     names the runs that diverged.
     """
     keep_freed_memory()
     origin = provenance(PACKAGES, jax_device(device))
-    outcomes = {}
-    for run in runs:
-        outcomes[run.label] = do_run(config, run, data_dir / WORD_DATA, origin)
-    report_divergence(outcomes)
+    do_runs(runs, partial(prepare, config, data_dir / WORD_DATA), origin, do)
 
 
-def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) -> str:
-    """Data, model, training, the result with its record. Returns the outcome."""
+def prepare(config: Config, folder: Path, run: Run) -> Prepared:
+    """Data, model, optimizer and schedule of a run."""
     import jax.random as jr
     import optax
 
     from experiments.lcde_training import Batch, Training, accuracy
-    from linear_cde import A5LinearCDE
 
     length, symbols = run.config["length"], group(config.group)
     source = {"seed": config.data_seed, "samples": config.samples}
@@ -108,17 +110,41 @@ def do_run(config: Config, run: Run, folder: Path, origin: Mapping[str, Any]) ->
         sources.append((Batch(pairs.inputs, pairs.targets), config.short_batch_size, SHORT_ORDER))
     model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
     trainable = Training(
-        A5LinearCDE(symbols.order, config.hidden_dim, key=model_key),
+        model_of(run.config, model_key),
         [
             (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
             for data, size, tag in sources
         ],
         optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
         config.dropout,
-        lambda model: accuracy(model, validation, config.eval_batch_size),
+        lambda model, *rows: accuracy(model, Batch(*rows), config.eval_batch_size),
+        validation,
         train_key,
     )
     schedule = Schedule(
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    return train_run(run, trainable, schedule, "accuracy", {**origin, "data": digests})
+    return Prepared(trainable, schedule, "accuracy", digests)
+
+
+def model_of(settings: Mapping[str, Any], key: "PRNGKeyArray") -> "A5LinearCDE":
+    """The model of a run's config, drawn from a key."""
+    from linear_cde import A5LinearCDE
+
+    return A5LinearCDE(group(settings["group"]).order, settings["hidden_dim"], key=key)
+
+
+@jax_numbers()
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> "A5LinearCDE":
+    """The model of a run's config with these parameters.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    jax_device(device)
+    import jax.random as jr
+
+    from experiments.lcde_training import with_leaves
+
+    return with_leaves(model_of(settings, jr.key(0)), parameters)

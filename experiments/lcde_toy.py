@@ -97,14 +97,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     for run in runs:
         input_dim = run.config["input_dim"]
         if loaded != input_dim:
-            dataset = load_toy_dataset(
-                data_dir,
-                input_dim,
-                num_paths=config.num_paths,
-                train_fraction=config.train_fraction,
-                paper_data=config.paper_data,
-            )
-            shared, how = choose_sharing(config, dataset.paths)
+            dataset, shared, how = load(config, data_dir, input_dim)
             print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
             loaded = input_dim
         mse, seconds = do_run(config, run, dataset, shared, solve)
@@ -114,6 +107,20 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
         print(f"{run.label}: MSE {mse:.6e} in {seconds['wall_time_s']:.1f} s", flush=True)
         errors.setdefault(input_dim, []).append(mse)
     print_spread(errors)
+
+
+def load(
+    config: Config, data_dir: Path, input_dim: int
+) -> tuple[ToyDataset, SharedIncrements | None, str]:
+    """The data of one dimension, and `choose_sharing` of them. Raises: DataError, OSError."""
+    dataset = load_toy_dataset(
+        data_dir,
+        input_dim,
+        num_paths=config.num_paths,
+        train_fraction=config.train_fraction,
+        paper_data=config.paper_data,
+    )
+    return dataset, *choose_sharing(config, dataset.paths)
 
 
 def do_run(

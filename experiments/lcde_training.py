@@ -5,7 +5,7 @@ to be done. Letters: V tokens, E embedding width, H hidden width, b sequences, L
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from harness.machine import available_cores
 from kernels.token_cde import BlockWeights, accuracy_by_token, states_by_token
 from linear_cde import A5LinearCDE
 
+T = TypeVar("T")
 StatesForm = Callable[[A5LinearCDE, UInt8[Array, "b L"]], Float[Array, "b L H"]]
 
 
@@ -123,13 +124,17 @@ class Training:
         orders: Sequence[tuple[Batch, DataOrder]],
         optimizer: optax.GradientTransformation,
         dropout: float,
-        metric: Callable[[A5LinearCDE], float],
+        metric: Callable[..., float],
+        validation: Sequence[np.ndarray],
         key: PRNGKeyArray,
     ):
-        """orders: for each update of a step its data and their order; a step folds `key`."""
+        """orders: for each update of a step its data and their order; a step folds `key`.
+
+        metric: of the model and the arrays of `validation`.
+        """
         self.optimizer, self.dropout, self.metric = optimizer, dropout, metric
         self.state = TrainState(model, optimizer.init(eqx.filter(model, eqx.is_array)))
-        self.orders, self.key = orders, key
+        self.orders, self.validation, self.key = orders, validation, key
 
     def update(self, step: int) -> Float[Array, ""]:
         """One update for each order; returns the first one's loss."""
@@ -140,18 +145,30 @@ class Training:
 
     def evaluate(self) -> float:
         """The metric of the model as it is."""
-        return self.metric(self.state.model)
+        return self.metric(self.state.model, *self.validation)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Parameters and moments, by their place in the state."""
-        leaves, _ = jax.tree.flatten_with_path(eqx.filter(self.state, eqx.is_array))
-        return {
-            jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in leaves
-        }
+        return named_leaves(self.state)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Back to parameters and moments that `arrays` gave."""
-        current, rest = eqx.partition(self.state, eqx.is_array)
-        leaves = [jnp.asarray(arrays[name]) for name in self.arrays()]
-        restored = jax.tree.unflatten(jax.tree.structure(current), leaves)
-        self.state = eqx.combine(restored, rest)
+        self.state = with_leaves(self.state, arrays)
+
+
+def named_leaves(tree: T) -> dict[str, np.ndarray]:
+    """The arrays of a model or a state, by their place in it."""
+    leaves, _ = jax.tree.flatten_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(x) for p, x in leaves}
+
+
+def with_leaves(tree: T, arrays: Mapping[str, np.ndarray]) -> T:
+    """The same with other arrays in their places. Raises: ValueError, where they do not fit."""
+    here = named_leaves(tree)
+    for name in here.keys() | arrays.keys():
+        found, expected = (x[name].shape if name in x else "nothing" for x in (arrays, here))
+        if found != expected:
+            raise ValueError(f"{found} as {name}, where the model has {expected}")
+    current, rest = eqx.partition(tree, eqx.is_array)
+    leaves = [jnp.asarray(arrays[name]) for name in here]
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(current), leaves), rest)

@@ -19,7 +19,7 @@ from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
-from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import A5CurveKey, configuration_label
 from harness.outcomes import failed
 from harness.paths import A5_RESULTS, WORD_DATA
@@ -138,33 +138,22 @@ def _why_not_needed(run: Run, runs: Sequence[Run]) -> str:
     return ""
 
 
-def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
-    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do = do_run) -> None:
+    """Do the runs, as `training_loop.do_runs`.
 
     Raises: ConfigError, UnavailableError, DataError, OSError, and, when all is done,
     FloatingPointError that names the runs that diverged.
     """
     torch_numbers(config.matmul_precision)
-    from experiments.ssm_training import announced_backend, origin_of_runs
+    from experiments.ssm_training import do_all
 
-    where = torch_device(device, config.matmul_precision)
-    backend = announced_backend(config.scan_backend, where)
-    origin = origin_of_runs(where, backend)
-    outcomes = {}
-    for run in runs:
-        outcomes[run.label] = do_run(config, run, data_dir / WORD_DATA, where, backend, origin)
-    report_divergence(outcomes)
+    do_all(config, runs, device, partial(prepare, config, data_dir / WORD_DATA), do)
 
 
-def do_run(
-    config: Config,
-    run: Run,
-    folder: Path,
-    where: "torch.device",
-    backend: str,
-    origin: Mapping[str, Any],
-) -> str:
-    """Data, model, training, the result with its record. Returns the outcome."""
+def prepare(
+    config: Config, folder: Path, run: Run, where: "torch.device", backend: str
+) -> Prepared:
+    """Data, model, optimizer and schedule of a run."""
     import torch
 
     from experiments import ssm_training as training
@@ -185,7 +174,8 @@ def do_run(
         ),
         [(*data, DataOrder(len(data[0]), size, [*seed, tag])) for data, size, tag in sources],
         training.mean_cross_entropy,
-        lambda m: training.accuracy(m, *validation, config.eval_batch_size),
+        lambda m, *rows: training.accuracy(m, *rows, config.eval_batch_size),
+        validation,
         dropout=(generator, [*seed, training.DROPOUT]),
     )
     schedule = Schedule(
@@ -194,7 +184,7 @@ def do_run(
         config.checkpoint_interval,
         config.stop_accuracy,
     )
-    return train_run(run, trainable, schedule, "accuracy", {**origin, "data": digests})
+    return Prepared(trainable, schedule, "accuracy", digests)
 
 
 def _data(
@@ -222,6 +212,23 @@ def _data(
         on_it = on_device((pairs.inputs, pairs.targets))
         sources.append((on_it, config.short_batch_size, SHORT_ORDER))
     return sources, validation, digests
+
+
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> Any:
+    """The `SequenceModel` of a run's config with these parameters, to evaluate.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    from experiments import ssm_training as training
+    from torch_layers import Dropout
+
+    where = torch_device(device, "float32")
+    dropout = Dropout(settings["dropout"], training.generator_of([1], where))
+    config, symbols = Config.model_construct(**settings), group(settings["group"])
+    model = model_of(config, settings, symbols.order, settings["scan_backend"], dropout)
+    return training.with_parameters(model, parameters).to(where)
 
 
 def model_of(

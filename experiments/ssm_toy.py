@@ -5,18 +5,23 @@ on the squared error; the metric is the RMSE on the validation paths.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from data_dir.datasets import load_toy_dataset, training_paths
 from experiments.devices import torch_device, torch_numbers
 from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
-from experiments.training_loop import DataOrder, Schedule, report_divergence, train_run
+from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import ToyCurveKey, configuration_label
 from harness.paths import TOY_RESULTS
 from harness.records import Run
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRA = "torch"
 
@@ -100,28 +105,22 @@ def _run(
     )
 
 
-def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
-    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do = do_run) -> None:
+    """Do the runs, as `training_loop.do_runs`.
 
     Raises: ConfigError, UnavailableError, DataError, OSError, and, when all is done,
     FloatingPointError that names the runs that diverged.
     """
     torch_numbers(config.matmul_precision)
-    from experiments.ssm_training import announced_backend, origin_of_runs
+    from experiments.ssm_training import do_all
 
-    where = torch_device(device, config.matmul_precision)
-    backend = announced_backend(config.scan_backend, where)
-    origin = origin_of_runs(where, backend)
-    outcomes = {}
-    for run in runs:
-        outcomes[run.label] = do_run(config, run, data_dir, where, backend, origin)
-    report_divergence(outcomes)
+    do_all(config, runs, device, partial(prepare, config, data_dir), do)
 
 
-def do_run(
-    config: Config, run: Run, data_dir: Path, where: Any, backend: str, origin: Mapping[str, Any]
-) -> str:
-    """Data, model, training, the result with its record. Returns the outcome."""
+def prepare(
+    config: Config, data_dir: Path, run: Run, where: "torch.device", backend: str
+) -> Prepared:
+    """Data, model, optimizer and schedule of a run."""
     import torch
 
     from experiments import ssm_training as training
@@ -144,10 +143,25 @@ def do_run(
         torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate),
         [(paths, labels, order)],
         training.squared_error,
-        lambda m: training.root_mean_square_error(m, *validation, config.eval_batch_size),
+        lambda m, *rows: training.root_mean_square_error(m, *rows, config.eval_batch_size),
+        validation,
     )
     schedule = Schedule(config.max_steps, config.eval_interval, config.checkpoint_interval)
-    return train_run(run, trainable, schedule, "rmse", {**origin, "data": data.digests})
+    return Prepared(trainable, schedule, "rmse", data.digests)
+
+
+def trained_model(
+    settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray], device: str
+) -> Any:
+    """The `SequenceModel` of a run's config with these parameters, to evaluate.
+
+    Raises: ValueError, where they do not fit; UnavailableError.
+    """
+    from experiments import ssm_training as training
+
+    where = torch_device(device, "float32")
+    model = model_of(Config.model_construct(**settings), settings, settings["scan_backend"])
+    return training.with_parameters(model, parameters).to(where)
 
 
 def model_of(config: Config, settings: Mapping[str, Any], backend: str) -> Any:

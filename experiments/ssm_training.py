@@ -4,7 +4,7 @@ What `ssm_toy` and `ssm_a5` share; it imports PyTorch at once, and they import i
 be done.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cuda_step import CapturedStep, CudaGraph, Graph
-from experiments.devices import device_in_words
+from experiments.devices import device_in_words, torch_device
 from experiments.schema import SSMConfig
-from experiments.training_loop import DataOrder
+from experiments.training_loop import DataOrder, Do, Prepared, do_runs
 from harness.errors import CompilationError, ConfigError, UnavailableError
-from harness.records import provenance
+from harness.records import Run, provenance
 from kernels.selective_scan import choose_backend
 from torch_layers import Dropout, make_layer
 
@@ -44,6 +44,15 @@ def run_seed(run: Mapping[str, Any]) -> list[int]:
     """Integers that name a run, for its streams: the seed, then what tells it from the others."""
     name = "/".join(str(run[key]) for key in sorted(run) if key in RUN_NAME)
     return [run["seed"], *name.encode()]
+
+
+def with_parameters(model: nn.Module, parameters: Mapping[str, np.ndarray]) -> nn.Module:
+    """The model with these parameters, to evaluate. Raises: ValueError, where they do not fit."""
+    try:
+        model.load_state_dict({name: torch.tensor(x) for name, x in parameters.items()})
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return model.eval()
 
 
 def layer_maker(
@@ -97,12 +106,17 @@ class Training:
         optimizer: torch.optim.Adam,
         sources: Sequence[tuple[Tensor, Tensor, DataOrder]],
         loss: Callable[[Tensor, Tensor], Tensor],
-        metric: Callable[[nn.Module], float],
+        metric: Callable[..., float],
+        validation: Sequence[Tensor],
         dropout: tuple[torch.Generator, Sequence[int]] | None = None,
     ):
-        """sources: inputs, targets, order; dropout: its generator, and the seed of its steps."""
+        """sources: inputs, targets, order; dropout: its generator, and the seed of its steps.
+
+        metric: of the model and the tensors of `validation`.
+        """
         self.model, self.optimizer, self.sources = model, optimizer, sources
-        self.loss, self.metric, self.dropout = loss, metric, dropout
+        self.loss, self.metric, self.validation = loss, metric, validation
+        self.dropout = dropout
         # Adam makes its state at its first step; here already, so that it can be restored.
         for parameter in model.parameters():
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -146,7 +160,7 @@ class Training:
         """The metric of the model as it is."""
         self.model.eval()
         with torch.inference_mode():
-            return self.metric(self.model)
+            return self.metric(self.model, *self.validation)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Parameters and the optimizer's state."""
@@ -192,6 +206,20 @@ def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over all positions of all sequences."""
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
+
+
+def do_all(
+    config: SSMConfig,
+    runs: Iterable[Run],
+    device: str,
+    prepare: Callable[[Run, torch.device, str], Prepared],
+    do: Do,
+) -> None:
+    """Do the runs, as `training_loop.do_runs`; prepare: for a device and a scan's backend."""
+    where = torch_device(device, config.matmul_precision)
+    backend = announced_backend(config.scan_backend, where)
+    origin = origin_of_runs(where, backend)
+    do_runs(runs, lambda run: prepare(run, where, backend), origin, do)
 
 
 def origin_of_runs(device: torch.device, backend: str) -> dict[str, Any]:

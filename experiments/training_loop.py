@@ -5,9 +5,9 @@ No framework in here: a `Trainable` updates and evaluates itself, and gives its 
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -26,11 +26,13 @@ PROCESS = ("host", "device", "version", "commit", "dirty", "packages", "command"
 class Trainable(Protocol):
     """A model with its optimizer and its data."""
 
+    validation: Sequence[Any]  # arrays of as many rows, which the metric is over
+
     def update(self, step: int) -> SupportsFloat:
         """Do step `step`, counted from 0; returns its training loss."""
 
     def evaluate(self) -> float:
-        """The metric over the whole validation set."""
+        """The metric over `validation`."""
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """All that updates change, by name."""
@@ -226,10 +228,8 @@ def train_run(
 
     process = {key: provenance[key] for key in PROCESS if key in provenance}
     process["started"] = context.started
-    # Data that were exchanged since would give a curve of both.
-    data = {f"data file {name}": sha256 for name, sha256 in provenance.get("data", {}).items()}
-    folder, config = checkpoint_folder(run), {**run.config, **data}
-    checkpoints = Checkpoints(folder, config, context.confirm, process)
+    config = checkpoint_config(run.config, provenance.get("data", {}))
+    checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
     with context.stop.deferred():
         history, outcome = train(
             trainable,
@@ -245,6 +245,43 @@ def train_run(
         checkpoints.keep(1)
     print(", ".join([f"{run.label}: {outcome}", *history.in_words(metric_name)]))
     return outcome
+
+
+def checkpoint_config(config: Mapping[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
+    """What has to agree with a checkpoint: data exchanged since would give a curve of both."""
+    return {**config, **{f"data file {name}": sha256 for name, sha256 in data.items()}}
+
+
+class Prepared(NamedTuple):
+    """A run that may begin: the same for the same config and data, wherever it is prepared."""
+
+    trainable: Trainable
+    schedule: Schedule
+    metric: str  # its name in the record
+    data: Mapping[str, str]  # SHA-256 of the data files, by name
+
+
+Do = Callable[[Run, Prepared, Mapping[str, Any]], str]
+
+
+def do_run(run: Run, prepared: Prepared, origin: Mapping[str, Any]) -> str:
+    """Train, and save the result with its record. Returns the outcome; raises as `train_run`."""
+    trainable, schedule, metric, data = prepared
+    return train_run(run, trainable, schedule, metric, {**origin, "data": data})
+
+
+def do_runs(
+    runs: Iterable[Run],
+    prepare: Callable[[Run], Prepared],
+    origin: Mapping[str, Any],
+    do: Do = do_run,
+) -> None:
+    """Do the runs. One that diverges leaves a record that says so, and the others go on.
+
+    do: what is done with a run that is prepared. Raises: as it and `prepare`, and, when all is
+    done, FloatingPointError that names the runs that diverged.
+    """
+    report_divergence({run.label: do(run, prepare(run), origin) for run in runs})
 
 
 def report_divergence(outcomes: Mapping[str, str]) -> None:

@@ -82,14 +82,16 @@ class Checkpoints:
         """
         if any(self.folder.glob("step_*.json")):
             self._refuse(f"a format before 3 where this version reads {FORMAT}")
-        for path in reversed(self._files()):
-            try:
-                content = _whole(path)
-            except (OSError, ValueError) as error:
-                print(f"warning: checkpoint {path} is damaged: {error}", file=sys.stderr)
-                continue
-            return self._unpacked(content, like)
-        return None
+        content = self._newest()
+        return None if content is None else self._unpacked(content, like)
+
+    def kept(self) -> Checkpoint | None:
+        """The newest whole checkpoint if it is of just this config, only read; else None."""
+        content = self._newest()
+        record, arrays = _read(content) if content is not None else ({}, {})
+        if record.get("format") != FORMAT or record["config"] != self.config:
+            return None
+        return Checkpoint(arrays, record["state"])
 
     def keep(self, count: int) -> None:
         """Drop all but the last ones, and what a killed process was writing."""
@@ -100,20 +102,26 @@ class Checkpoints:
         """Drop all checkpoints: the run is to start over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _newest(self) -> bytes | None:
+        for path in reversed(self._files()):
+            try:
+                return _whole(path)
+            except (OSError, ValueError) as error:
+                print(f"warning: checkpoint {path} is damaged: {error}", file=sys.stderr)
+        return None
+
     def _unpacked(self, content: bytes, like: Mapping[str, np.ndarray]) -> Checkpoint | None:
-        with np.load(io.BytesIO(content), allow_pickle=False) as members:
-            record = json.loads(members[STATE])
-            if record["format"] != FORMAT:
-                self._refuse(f"format {record['format']} where this version reads {FORMAT}")
-            found = record["config"]
-            if not continues(self.config, found, SCHEDULE):
-                self._refuse(config_difference(found, self.config))
-            if not continues(self.config, found):
-                difference = config_difference(found, self.config)
-                print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
-                self.remove()
-                return None
-            arrays = {name: members[name] for name in members.files if name != STATE}
+        record, arrays = _read(content)
+        if record["format"] != FORMAT:
+            self._refuse(f"format {record['format']} where this version reads {FORMAT}")
+        found = record["config"]
+        if not continues(self.config, found, SCHEDULE):
+            self._refuse(config_difference(found, self.config))
+        if not continues(self.config, found):
+            difference = config_difference(found, self.config)
+            print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
+            self.remove()
+            return None
         for name in [*like, *arrays.keys() - like.keys()]:
             found, expected = _kind(arrays.get(name)), _kind(like.get(name))
             if found != expected:
@@ -149,6 +157,13 @@ def _whole(path: Path) -> bytes:
     if _digest(content[:-DIGEST_BYTES]) != content[-DIGEST_BYTES:]:
         raise ValueError("it does not have its recorded SHA-256")
     return content
+
+
+def _read(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A checkpoint's record and its arrays."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as members:
+        arrays = {name: members[name] for name in members.files if name != STATE}
+        return json.loads(members[STATE]), arrays
 
 
 def _digest(content: bytes) -> bytes:

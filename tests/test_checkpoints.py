@@ -181,3 +181,17 @@ def test_the_same_checkpoint_has_the_same_bytes(tmp_path):
 def test_removing_leaves_no_folder(tmp_path):
     saved(tmp_path / "run", 1).remove()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_kept_is_read_for_just_its_config_and_left_as_it_is(tmp_path):
+    config = {"seed": 1, "max_steps": 10}
+    checkpoints = Checkpoints(tmp_path, config)
+    assert checkpoints.kept() is None
+    for step in (3, 4):
+        checkpoints.save(step, {"x": np.full(2, step)}, {"step": step})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    kept = Checkpoints(tmp_path, config).kept()
+    assert kept.arrays["x"].tolist() == [4, 4] and kept.state == {"step": 4}
+    for other in ({**config, "max_steps": 11}, {**config, "seed": 2}):
+        assert Checkpoints(tmp_path, other).kept() is None
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

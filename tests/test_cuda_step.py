@@ -66,6 +66,7 @@ def training(model="Mamba", captured=False):
         [(*words(20, 4), DataOrder(20, 4, [2])), (*words(6, 2), DataOrder(6, 3, [3]))],
         mean_cross_entropy,
         lambda m: 0.0,
+        (),
         (generator, [4]),
     )
     if captured:

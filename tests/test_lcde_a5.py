@@ -175,7 +175,7 @@ def test_split_and_orders_draw_from_streams_of_their_own():
 def test_a_run_that_diverges_says_so(tmp_path):
     order = (sequences(20, 4), DataOrder(20, 4, (0,)))
     training = Training(
-        small_model(8), [order], optax.adamw(1e30), 0.1, lambda model: 0.0, jr.key(0)
+        small_model(8), [order], optax.adamw(1e30), 0.1, lambda model: 0.0, (), jr.key(0)
     )
     schedule = Schedule(max_steps=50, eval_interval=50, checkpoint_interval=50)
     history, outcome = train(training, schedule, Checkpoints(tmp_path, {}), "accuracy")
@@ -184,7 +184,9 @@ def test_a_run_that_diverges_says_so(tmp_path):
 
 
 def test_checkpoints_name_parameters_and_moments_by_their_place():
-    training = Training(small_model(8), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, jr.key(0))
+    training = Training(
+        small_model(8), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, (), jr.key(0)
+    )
     names = training.arrays().keys()
     assert {"model.embedding", "model.out.weight"} <= names
     assert {"moments.0.mu.embedding", "moments.0.nu.out.weight"} <= names

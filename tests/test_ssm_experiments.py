@@ -165,7 +165,7 @@ def training(dropout=0.1, seed=0):
     ]
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-2, weight_decay=0.01)
     return Training(
-        model, optimizer, sources, mean_cross_entropy, lambda m: 0.0, (generator, [seed, 4])
+        model, optimizer, sources, mean_cross_entropy, lambda m: 0.0, (), (generator, [seed, 4])
     )
 
 

@@ -147,20 +147,19 @@ def record(tmp_path):
 
 
 @pytest.fixture
-def parts(tmp_path, monkeypatch):
+def parts(tmp_path):
     """Set an experiment's first run up without doing it: (trainable, schedule)."""
 
     def make(experiment, **changes):
         found = []
 
-        def remembered(run, trainable, schedule, metric_name, provenance):
-            found.append((trainable, schedule))
+        def remembered(run, prepared, origin):
+            found.append((prepared.trainable, prepared.schedule))
             return "finished"
 
-        monkeypatch.setattr(experiment, "train_run", remembered)
         config = config_of(experiment, **changes)
         runs = experiment.plan(config, tmp_path)[-1:]
-        experiment.run(config, runs, tmp_path / "data", "cpu")
+        experiment.run(config, runs, tmp_path / "data", "cpu", remembered)
         return found[0]
 
     return make
@@ -246,7 +245,9 @@ def test_dropout_is_off_in_every_evaluation_and_on_in_every_step(parts):
     for group in trainable.optimizer.param_groups:
         group.update(lr=0.0, weight_decay=0.0)
     outputs = []
-    trainable.metric = lambda model: outputs.append(model(trainable.sources[0][0][:20])) or 0.0
+    trainable.metric = lambda model, *rows: (
+        outputs.append(model(trainable.sources[0][0][:20])) or 0.0
+    )
     losses = []
     for step in range(3):
         trainable.evaluate()

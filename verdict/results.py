@@ -5,8 +5,10 @@ have no records, by their names. A file that cannot be used is reported as a `Pr
 path and the reason, and never passed over in silence.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -26,6 +28,19 @@ _KEYS = {TOY_RESULTS: (ToyScoreKey, ToyCurveKey), A5_RESULTS: (A5ScoreKey, A5Cur
 def published_results() -> dict:
     """The paper's numbers, by figure."""
     return yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
+
+
+def published_stop(config: Mapping[str, Any]) -> int | None:
+    """The step at which the paper's run on A5 of a run's config was solved; None where unknown."""
+    if config.get("group") != "A5":
+        return None
+    model, depth = config.get("model", LINEAR_CDE), config.get("depth", 1)
+    for known in published_results()["figure_2"]["stopping_points"]["runs"]:
+        if (known["model"], known["depth"]) == (model, depth) and config["length"] in known[
+            "lengths"
+        ]:
+            return known["step"]
+    return None
 
 
 @dataclass(frozen=True)

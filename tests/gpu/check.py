@@ -165,7 +165,7 @@ def training_of(check: Check, experiment: str, run: dict[str, Any], backend: str
         (x.to(check.device), y.to(check.device), DataOrder(1000, size, [i + 1]))
         for i, (x, y, size) in enumerate(sources)
     ]
-    return training.Training(model, adam, there, loss, lambda m: 0.0, dropout)
+    return training.Training(model, adam, there, loss, lambda m: 0.0, (), dropout)
 
 
 def configurations(check: Check) -> Iterator[tuple[str, dict[str, Any]]]:
