@@ -4,7 +4,8 @@
 
 Letters: H hidden width, d path dimension, n points of a path, N paths, omega and xi the controls
 (here both are (t, X_t): d + 1 channels, channel 0 is time). For the word problem: V tokens, E
-embedding width, L tokens of a sequence, b sequences.
+embedding width, L tokens of a sequence, b sequences. A block-diagonal A is G = H / k blocks of
+size k, (G, k, omega, k): G systems that do not see each other; k = 1 is a diagonal A.
 """
 
 import math
@@ -20,9 +21,11 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
-from kernels.shared_flows import Flows
+from kernels.shared_flows import Flows, in_panels
 
 Precision = Literal["float32", "tf32"]
+# A, dense or by its blocks.
+Fields = Float[Array, "H omega H"] | Float[Array, "G k omega k"]
 # solve(A, B, y0, ts, omega, xi) -> the state at ts[-1], (H,)
 Solver = Callable[..., Float[Array, " H"]]
 
@@ -30,25 +33,39 @@ Solver = Callable[..., Float[Array, " H"]]
 class LinearCDE(eqx.Module):
     """A Linear CDE with random, untrained vector fields (paper, section 4.1 and appendix F).
 
-    init_matrix (H, d) and init_bias (H,) ~ N(0, 1); A (H, d + 1, H) ~ N(0, 1) / sqrt(H);
-    B (H, d + 1) ~ N(0, 1). All float32, drawn with the Threefry layout of the released runs. The
-    released class of this name (commit 18a0a8d), with the solver as an argument of the call.
+    init_matrix (H, d) and init_bias (H,) ~ N(0, 1); A (H, d + 1, H) ~ N(0, 1) / sqrt(H), or, with
+    blocks of size k, (H / k, k, d + 1, k) ~ N(0, 1) / sqrt(k); B (H, d + 1) ~ N(0, 1). All float32,
+    drawn with the Threefry layout of the released runs. The released class of this name (commit
+    18a0a8d), with the solver as an argument of the call.
     """
 
     init_matrix: Float[Array, "H d"]
     init_bias: Float[Array, " H"]
-    A: Float[Array, "H omega H"]
+    A: Fields
     B: Float[Array, "H xi"]
 
-    def __init__(self, hidden_dim: int, input_dim: int, *, key: PRNGKeyArray):
-        """Draw the parameters for paths in `input_dim` dimensions."""
+    def __init__(
+        self,
+        hidden_dim: int,
+        input_dim: int,
+        *,
+        key: PRNGKeyArray,
+        block_size: int | None = None,
+    ):
+        """Draw the parameters for paths in `input_dim` dimensions; block_size: None for a dense A.
+
+        Raises: ValueError, where block_size does not divide hidden_dim.
+        """
+        if block_size is not None and hidden_dim % block_size:
+            raise ValueError(f"block_size {block_size} does not divide hidden_dim {hidden_dim}")
         control_dim = input_dim + 1
+        k = hidden_dim if block_size is None else block_size
+        blocks = (hidden_dim,) if block_size is None else (hidden_dim // k, k)
         with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(False):
             matrix_key, bias_key, A_key, B_key = jr.split(key, 4)
             self.init_matrix = jr.normal(matrix_key, (hidden_dim, input_dim), jnp.float32)
             self.init_bias = jr.normal(bias_key, (hidden_dim,), jnp.float32)
-            field = jr.normal(A_key, (hidden_dim, control_dim, hidden_dim), jnp.float32)
-            self.A = field / math.sqrt(hidden_dim)
+            self.A = jr.normal(A_key, (*blocks, control_dim, k), jnp.float32) / math.sqrt(k)
             self.B = jr.normal(B_key, (hidden_dim, control_dim), jnp.float32)
 
     def initial_state(self, x0: Float[Array, " d"]) -> Float[Array, " H"]:
@@ -72,25 +89,29 @@ def control_path(ts: Float[Array, " n"], path: Float[Array, "n d"]) -> Float[Arr
 
 
 def apply_field(
-    A: Float[Array, "H omega H"],
+    A: Fields,
     y: Float[Array, " H"],
     control: Float[Array, " omega"],
     matmul_precision: Precision = "float32",
 ) -> Float[Array, " H"]:
-    """sum_i A_i y control^i, (H,).
+    """sum_i A_i y control^i, (H,), of a dense or a block-diagonal A.
 
     "tf32" rounds A and y to TF32's 10 mantissa bits, as an NVIDIA GPU's matrix product does by
     default, on any hardware; "float32" is full float32 on a GPU too.
     """
     if matmul_precision == "tf32":
         A, y = (jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10) for x in (A, y))
-    hidden_dim, control_dim, _ = A.shape
-    field = jnp.matmul(A.reshape(hidden_dim * control_dim, hidden_dim), y, precision="highest")
-    return jnp.matmul(field.reshape(hidden_dim, control_dim), control, precision="highest")
+    *blocks, k = A.shape[:-2]
+    rows = A.reshape(*blocks, k * A.shape[-2], A.shape[-1])
+    if blocks:
+        field = jnp.einsum("gij,gj->gi", rows, y.reshape(*blocks, k), precision="highest")
+    else:
+        field = jnp.matmul(rows, y, precision="highest")
+    return jnp.matmul(field.reshape(len(y), len(control)), control, precision="highest")
 
 
 def adaptive_cde_solve(
-    A: Float[Array, "H omega H"],
+    A: Fields,
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
     ts: Float[Array, " n"],
@@ -153,7 +174,7 @@ def if_increasing(ts: Float[Array, " n"], value: Array) -> Array:
 
 
 def scan_cde_solve(
-    A: Float[Array, "H omega H"],
+    A: Fields,
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
     ts: Float[Array, " n"],
@@ -174,7 +195,7 @@ def scan_cde_solve(
 
 
 def euler_scan(
-    A: Float[Array, "H omega H"],
+    A: Fields,
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
     omega: Float[Array, "L omega"],
@@ -224,14 +245,20 @@ def interval_flows(
     first: a solve from zero with A e_j in the place of B. So the rounding is relative to the
     movement, not to the state. The offset is the solve from zero with B itself.
     """
-    hidden_dim = len(model.init_bias)
-    solved = np.empty((len(increments), hidden_dim + 1, hidden_dim), dtype=np.float32)
-    for k, increment in enumerate(increments):
+    hidden_dim, k = len(model.init_bias), model.A.shape[-1]
+    solved = np.empty((len(increments), k + 1, hidden_dim), dtype=np.float32)
+    for i, increment in enumerate(increments):
         # Along one straight interval the control moves in one direction: contract with it.
-        A = jnp.einsum("hij,i->hj", model.A, increment, precision="highest")
+        A = jnp.einsum("...hij,i->...hj", model.A, increment, precision="highest")
         drift = jnp.matmul(model.B, increment, precision="highest")
-        solved[k] = _solve_interval(A, jnp.column_stack([A, drift]), ts, solve)
-    return Flows(solved[:, :-1], solved[:, -1])
+        # Blocks do not see each other: the unit vectors e_j of all of them move in one solve.
+        drifts = jnp.column_stack([A.reshape(hidden_dim, k), drift])
+        solved[i] = _solve_interval(A, drifts, ts, solve)
+    movements, offsets = solved[:, :-1], solved[:, -1]
+    if model.A.ndim == 3:
+        return Flows(movements, offsets)
+    by_block = movements.reshape(len(increments), k, hidden_dim // k, k).swapaxes(1, 2)
+    return Flows(in_panels(by_block), offsets)
 
 
 @eqx.filter_jit
@@ -240,7 +267,7 @@ def _solve_interval(A, drifts, ts, solve):
     zero = jnp.zeros_like(drifts[:, 0])
 
     def from_zero(drift):
-        return solve(A[:, None, :], drift[:, None], zero, ts, control, control)
+        return solve(A[..., None, :], drift[:, None], zero, ts, control, control)
 
     return jax.vmap(from_zero, in_axes=1)(drifts)
 

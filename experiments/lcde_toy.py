@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
 from experiments.devices import jax_device, jax_numbers
-from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
+from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
 from harness.file_names import ToyScoreKey
 from harness.machine import available_cores
 from harness.paths import TOY_RESULTS
@@ -39,7 +39,7 @@ CHECK_TOLERANCE = 1e-2
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
 
 
-class Config(ExperimentConfig):
+class Config(LinearCDEConfig):
     """The settings; their values stand in experiment_configs/lcde_toy.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-i": "input_dims"}
@@ -47,7 +47,6 @@ class Config(ExperimentConfig):
 
     runs: PositiveInt
     input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
-    hidden_dim: PositiveInt
     num_paths: Annotated[int, Field(ge=10)]
     train_fraction: Fraction
     paper_data: bool
@@ -137,7 +136,7 @@ def do_run(
 
     started = time.monotonic()
     key = model_key(config.seed, run.config["run"])
-    model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=key)
+    model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=key, block_size=config.blocks)
     try:
         features = features_of(model, dataset.paths, shared, config, solve, run.label)
     except EquinoxRuntimeError:

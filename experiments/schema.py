@@ -62,6 +62,36 @@ class ExperimentConfig(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.not_identity))
 
 
+class LinearCDEConfig(ExperimentConfig):
+    """What the two experiments with Linear CDEs share: their width and the structure of A."""
+
+    hidden_dim: PositiveInt
+    structure: Literal["dense", "block_diagonal"]
+    block_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if self.blocks and self.hidden_dim % self.blocks:
+            allowed = [k for k in range(1, self.hidden_dim + 1) if self.hidden_dim % k == 0]
+            raise ValueError(
+                f"block_size: {self.blocks} does not divide hidden_dim {self.hidden_dim} "
+                f"(allowed with structure: block_diagonal: {', '.join(map(str, allowed))})"
+            )
+        return self
+
+    @property
+    def blocks(self) -> int | None:
+        """The size of A's blocks, None for a dense A."""
+        return self.block_size if self.structure == "block_diagonal" else None
+
+    def identity(self) -> dict[str, Any]:
+        """As the others', without the keys of A's structure where it is dense, as in the paper."""
+        settings = super().identity()
+        if self.blocks is None:
+            del settings["structure"], settings["block_size"]
+        return settings
+
+
 class SSMConfig(ExperimentConfig):
     """What the two experiments with trained sequence models share."""
 

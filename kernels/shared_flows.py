@@ -6,6 +6,7 @@ alone. Integer random walks have a few hundred distinct increments; the features
 products of those few maps (Chen's relation for the flow).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ FLOW_MEMORY_LIMIT = 2 * 2**30
 INCREMENT_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
 HARMLESS = 1e-6  # of a path's largest increment
 BLOCK = 32  # rows
+PANEL = 8  # columns of the least matrix that is worth a product of its own on a CPU
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,47 @@ class SharedIncrements:
 
 @dataclass(frozen=True)
 class Flows:
-    """Affine flows of K increments, for states as rows: Z -> Z + Z movements[k] + offsets[k].
+    """Affine flows of K increments, for states as rows: Z -> Z + Z movements[i] + offsets[i].
 
     movements: (K, H, H) float32, the transposed Phi - I, kept without the identity since its
-    float32 rounding would repeat at every step; offsets: (K, H) float32.
+    float32 rounding would repeat at every step; or its G blocks of k = H / G, (K, G, k, k), where
+    it is block-diagonal. offsets: (K, H) float32.
     """
 
-    movements: Float[np.ndarray, "K H H"]
+    movements: Float[np.ndarray, "K H H"] | Float[np.ndarray, "K G k k"]
     offsets: Float[np.ndarray, "K H"]
+
+    def move(
+        self, i: int, states: Float[np.ndarray, "N H"], moved: Float[np.ndarray, "N H"]
+    ) -> None:
+        """Write the states after increment i to `moved`."""
+        movement = self.movements[i]
+        if movement.ndim == 2:
+            np.matmul(states, movement, out=moved)
+        else:
+            np.matmul(by_block(states, movement), movement, out=by_block(moved, movement))
+        moved += self.offsets[i]
+        moved += states
+
+
+def by_block(
+    states: Float[np.ndarray, "N H"], blocks: Float[np.ndarray, "G k k"]
+) -> Float[np.ndarray, "G N k"]:
+    """A view of the states as a block-diagonal matrix takes them, a matrix for each block."""
+    return states.reshape(len(states), *blocks.shape[:2]).swapaxes(0, 1)
+
+
+def in_panels(blocks: Float[np.ndarray, "K G k k"]) -> Float[np.ndarray, "K panels m m"]:
+    """The same block-diagonal matrices in fewer and larger blocks, the rest of which is zero.
+
+    A matrix product costs a call, below `PANEL` columns more than its sums.
+    """
+    count, num_blocks, k, _ = blocks.shape
+    joined = math.gcd(num_blocks, max(1, PANEL // k))
+    panels = np.zeros((count, num_blocks // joined, joined, k, joined, k), blocks.dtype)
+    for place in range(joined):
+        panels[:, :, place, :, place] = blocks[:, place::joined]
+    return panels.reshape(count, num_blocks // joined, joined * k, joined * k)
 
 
 def find_shared_increments(
@@ -183,11 +218,9 @@ def states_in_order(
         bounds = np.searchsorted(taken[order], np.arange(len(flows.movements) + 1))
         np.take(states, order, axis=0, out=ordered, mode="clip")
         rows = rows[order]
-        for k in np.flatnonzero(np.diff(bounds)):
+        for k in np.flatnonzero(np.diff(bounds)).tolist():
             group = slice(bounds[k], bounds[k + 1])
-            np.matmul(ordered[group], flows.movements[k], out=states[group])
-            states[group] += flows.offsets[k]
-            states[group] += ordered[group]
+            flows.move(k, ordered[group], states[group])
         yield rows, states
 
 
@@ -202,11 +235,11 @@ def compose_by_block(
 
     At each interval the states of a flow fill blocks of `BLOCK` rows, the last one up with zeros,
     and each block is one matrix of a batched product. Holds (batch_size / BLOCK + K) H^2 floats on
-    the device.
+    the device. Where flows are block-diagonal themselves, each state is multiplied by its own.
     """
     import jax
 
-    carry = jax.jit(_carry)
+    carry = jax.jit(_carry if flows.movements.ndim == 3 else _carry_blocks)
     movements, offsets = jax.numpy.asarray(flows.movements), jax.numpy.asarray(flows.offsets)
     parts = []
     for i in range(0, len(start), batch_size):
@@ -229,6 +262,20 @@ def _carry(
         blocks = blocks.reshape(-1, BLOCK, states.shape[1])
         moved = jnp.matmul(blocks, movements[flow_of_block], precision="highest")
         return states + (moved.reshape(-1, states.shape[1])[rows] + offsets[taken]), None
+
+    return jax.lax.scan(interval, states, ids.T)[0]
+
+
+def _carry_blocks(
+    movements: "jax.Array", offsets: "jax.Array", states: "jax.Array", ids: "jax.Array"
+) -> "jax.Array":
+    import jax
+    from jax import numpy as jnp
+
+    def interval(states, taken):
+        blocks = states.reshape(len(states), *movements.shape[1:3])
+        moved = jnp.einsum("ngj,ngji->ngi", blocks, movements[taken], precision="highest")
+        return states + (moved.reshape(states.shape) + offsets[taken]), None
 
     return jax.lax.scan(interval, states, ids.T)[0]
 

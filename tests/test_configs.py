@@ -65,6 +65,22 @@ def test_a_fraction_that_leaves_no_row_is_refused_with_what_is_allowed(name, fra
         load_config(MODULES[name].Config, path, overrides)
 
 
+@pytest.mark.parametrize("name", ["lcde_toy"])
+def test_blocks_divide_the_width_and_are_part_of_what_a_run_is(name):
+    def load(**changes):
+        overrides = {key: (value, key) for key, value in changes.items()}
+        return load_config(MODULES[name].Config, CONFIG_FOLDER / f"{name}.yaml", overrides)
+
+    blocks = {"structure": "block_diagonal", "hidden_dim": 12}
+    with pytest.raises(ConfigError, match=r"block_size: 5 .* 12 \(allowed .*: 1, 2, 3, 4, 6, 12\)"):
+        load(**blocks, block_size=5)
+    assert load(**blocks, block_size=3).identity().items() >= {**blocks, "block_size": 3}.items()
+    # The records of dense runs are older than the keys, which change nothing there.
+    dense = load(hidden_dim=12, block_size=5)
+    assert dense.blocks is None and dense.identity() == load(hidden_dim=12).identity()
+    assert not {"structure", "block_size"} & dense.identity().keys()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_config_that_is_saved_for_other_processes_is_the_same_there(tmp_path, name):
     config_class = MODULES[name].Config

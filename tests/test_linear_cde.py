@@ -20,6 +20,7 @@ from linear_cde import (  # noqa: E402
     adaptive_cde_solve,
     apply_field,
     euler_scan,
+    interval_flows,
     scan_cde_solve,
     train_linear,
 )
@@ -54,11 +55,11 @@ def exact_flow(A, B, y0, omega, xi) -> np.ndarray:
     """The solution along a piecewise linear control: a matrix exponential for each piece."""
     A, B, state = np.asarray(A), np.asarray(B), np.append(y0, 1)
     for d_omega, d_xi in zip(np.diff(omega, axis=0), np.diff(xi, axis=0), strict=True):
-        generator = np.zeros((H + 1, H + 1))
-        generator[:H, :H] = np.einsum("hij,i->hj", A, d_omega)
-        generator[:H, H] = B @ d_xi
+        generator = np.zeros((len(state), len(state)))
+        generator[:-1, :-1] = np.einsum("hij,i->hj", A, d_omega)
+        generator[:-1, -1] = B @ d_xi
         state = expm(generator) @ state
-    return state[:H]
+    return state[:-1]
 
 
 def relative_error(found, expected) -> float:
@@ -124,6 +125,21 @@ def test_parameters_are_normal_with_the_papers_scales():
         assert abs(np.var(drawn) - 1) < 4 * np.sqrt(2 / count)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_blocks_are_drawn_with_the_scale_of_their_own_size(k):
+    key = jax.random.PRNGKey(0)
+    model = LinearCDE(512, 3, key=key, block_size=k)
+    assert model.A.shape == (512 // k, k, 4, k) and model.A.dtype == np.float32
+    drawn = model.A * k**0.5
+    assert abs(np.mean(drawn)) < 4 / np.sqrt(drawn.size)
+    assert abs(np.var(drawn) - 1) < 4 * np.sqrt(2 / drawn.size)
+    dense = LinearCDE(512, 3, key=key)
+    for name in ("init_matrix", "init_bias", "B"):
+        assert np.array_equal(getattr(model, name), getattr(dense, name))
+    with pytest.raises(ValueError, match="block_size 3 does not divide hidden_dim 512"):
+        LinearCDE(512, 3, key=key, block_size=3)
+
+
 def test_the_model_starts_at_its_first_point_and_is_driven_by_time_and_path(rng):
     model = LinearCDE(8, 2, key=jax.random.PRNGKey(0))
     path = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
@@ -141,6 +157,58 @@ def test_the_model_starts_at_its_first_point_and_is_driven_by_time_and_path(rng)
     assert seen[0] is model.A and seen[1] is model.B
     for control in seen[4:]:
         assert np.array_equal(control, np.column_stack([ts, path]))
+
+
+# Block-diagonal fields
+
+
+def zero_padded(blocks: np.ndarray) -> np.ndarray:
+    """A block-diagonal A (G, k, omega, k) as a dense one (H, omega, H)."""
+    count, k, controls, _ = blocks.shape
+    A = np.zeros((count * k, controls, count * k), blocks.dtype)
+    for g in range(count):
+        A[g * k : (g + 1) * k, :, g * k : (g + 1) * k] = blocks[g]
+    return A
+
+
+@pytest.fixture(params=[1, 2, 3, 6])
+def block_model(request):
+    """A Linear CDE of width 6 with blocks of a size."""
+    return LinearCDE(6, 2, key=jax.random.PRNGKey(5), block_size=request.param)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("solve", [scan_cde_solve, partial(adaptive_cde_solve, **PAPER)])
+def test_blocks_move_as_the_dense_fields_that_zeros_fill_up(block_model, rng, solve, precision):
+    dense = eqx.tree_at(lambda m: m.A, block_model, jnp.asarray(zero_padded(block_model.A)))
+    ts = jnp.linspace(0, 1, 7)
+    path = jnp.asarray(rng.normal(size=(7, 2)), jnp.float32)
+    solve = partial(solve, matmul_precision=precision)
+    found, expected = (model(ts, path, solve) for model in (block_model, dense))
+    assert relative_error(found, expected) < (1e-5 if precision == "float32" else 1e-3)
+
+
+def test_flows_of_blocks_are_the_matrix_exponentials_of_the_dense_fields(block_model, rng):
+    increments = rng.normal(size=(3, CONTROLS)).astype(np.float32) / 4
+    ts = np.array([0, 0.25], np.float32)
+    solve = partial(adaptive_cde_solve, rtol=1e-6, atol=1e-6, dt0=0.01)
+    flows = interval_flows(block_model, ts, increments, solve)
+    states = rng.normal(size=(4, 6)).astype(np.float32)
+    A, B = zero_padded(np.asarray(block_model.A)), np.asarray(block_model.B)
+    for i, increment in enumerate(increments):
+        moved = np.empty_like(states)
+        flows.move(i, states, moved)
+        control = np.stack([0 * increment, increment])
+        for state, found in zip(states, moved, strict=True):
+            exact = exact_flow(A, B, state, control, control)
+            assert relative_error(found, exact) < 1e-5
+
+
+def test_every_product_of_blocks_is_in_float32_on_a_gpu_too(block_model):
+    ts, path = jnp.linspace(0, 1, 4), jnp.ones((4, 2), jnp.float32)
+    for solve in (adaptive_cde_solve, scan_cde_solve):
+        move = partial(block_model, solve=solve)
+        assert products_without_full_precision(move, ts, path) == []
 
 
 # The adaptive solver

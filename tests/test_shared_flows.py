@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from kernels import shared_flows
-from kernels.shared_flows import Flows, compose_by_block, compose_by_group, find_shared_increments
+from kernels.shared_flows import (
+    Flows,
+    compose_by_block,
+    compose_by_group,
+    find_shared_increments,
+    in_panels,
+)
 
 H = 16
 
@@ -51,17 +57,18 @@ def times(length: int) -> np.ndarray:
 # Features
 
 
+@pytest.mark.parametrize("block_size", [None, 1, 4])
 @pytest.mark.parametrize("input_dim", [2, 3])
 @pytest.mark.parametrize("solver", ["tsit5", "scan"])
 def test_shared_flows_give_the_features_of_path_by_path(
-    jax, toy_config, lattice_walks, solver, input_dim
+    jax, toy_config, lattice_walks, solver, input_dim, block_size
 ):
     from experiments.lcde_toy import choose_sharing, features_of, solver_of
     from linear_cde import LinearCDE
 
     config = toy_config(solver=solver, hidden_dim=H)
     paths = lattice_walks(200, 20, input_dim)
-    model = LinearCDE(H, input_dim, key=jax.random.PRNGKey(1))
+    model = LinearCDE(H, input_dim, key=jax.random.PRNGKey(1), block_size=block_size)
     shared, _ = choose_sharing(config, paths)
     assert len(shared.values) == 3**input_dim
     solve = solver_of(config)
@@ -92,6 +99,32 @@ def test_composing_by_group_is_composing_one_by_one(composition):
     composed = compose_by_group(*composition, batch_size=64, threads=2)
     assert composed.dtype == np.float32
     assert relative_difference(composed, compose_in_float64(*composition)) < 1e-5
+
+
+@pytest.fixture(params=[1, 2, 8])
+def block_composition(request, composition):
+    """The same with flows of blocks of a size, and those flows with zeros around the blocks."""
+    k, (flows, start, ids) = request.param, composition
+    dense = flows.movements * np.kron(np.eye(H // k, dtype=np.float32), np.ones((k, k), np.float32))
+    blocks = np.stack([dense[:, g : g + k, g : g + k] for g in range(0, H, k)], axis=1)
+    return Flows(blocks, flows.offsets), Flows(dense, flows.offsets), start, ids
+
+
+def test_composing_blocks_is_composing_the_dense_flows(jax, block_composition):
+    flows, dense, start, ids = block_composition
+    expected = compose_in_float64(dense, start, ids)
+    panels = Flows(in_panels(flows.movements), flows.offsets)
+    for joined in (flows, panels):
+        composed = compose_by_group(joined, start, ids, batch_size=64, threads=2)
+        assert relative_difference(composed, expected) < 1e-5
+        composed = compose_by_block(joined, start, ids, batch_size=64)
+        assert relative_difference(composed, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("count", "k", "shape"), [(16, 1, (2, 8)), (5, 2, (5, 2)), (2, 9, (2, 9))])
+def test_small_blocks_are_joined_as_far_as_they_divide(rng, count, k, shape):
+    panels = in_panels(rng.normal(size=(3, count, k, k)))
+    assert panels.shape == (3, *shape, shape[1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
