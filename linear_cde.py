@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
 from kernels.shared_flows import Flows, in_panels
+from kernels.token_cde import token_times
 
 Precision = Literal["float32", "tf32"]
 # A, dense or by its blocks.
@@ -202,13 +203,15 @@ def euler_scan(
     xi: Float[Array, "L xi"],
     *,
     matmul_precision: Precision = "float32",
+    step_length: int | None = None,
 ) -> Float[Array, "L H"]:
     """The paper's scan y_i = y_{i-1} + (A y_{i-1} omega_i + B xi_i) / L, i = 1..L-1; all y.
 
     omega and xi enter as values, not as increments: to first order in 1/L the scan solves
     dy = (A y omega_t + B xi_t) dt on [0, 1]. The released `scan_cde_solve` (commit 18a0a8d).
+    step_length: divides in the place of L.
     """
-    length = omega.shape[0]
+    length = omega.shape[0] if step_length is None else step_length
 
     def step(y, controls):
         omega_i, xi_i = controls
@@ -294,28 +297,45 @@ class LinearCDEByChannel(eqx.Module):
     """A Linear CDE driven by embeddings, its parameters stored by channel of the control.
 
     A[h, j, e] and B[h, e] are the paper's A^e[h, j] and B[h, e] for channel e of the embedding,
-    `A_time` and `B_time` those of time. init_matrix and init_bias as in `LinearCDE`. Stored so, all
-    fields A x_v are one matrix product of A and the embeddings (`kernels/token_cde.py`).
+    `A_time` and `B_time` those of time, None where time is no channel; with blocks of size k, A is
+    (G, k, k, E). init_matrix and init_bias as in `LinearCDE`. Stored so, all fields A x_v are one
+    matrix product of A and the embeddings (`kernels/token_cde.py`).
     """
 
     init_matrix: Float[Array, "H E"]
     init_bias: Float[Array, " H"]
-    A_time: Float[Array, "H H"]
-    A: Float[Array, "H H E"]
-    B_time: Float[Array, " H"]
+    A_time: Float[Array, "H H"] | Float[Array, "G k k"] | None
+    A: Float[Array, "H H E"] | Float[Array, "G k k E"]
+    B_time: Float[Array, " H"] | None
     B: Float[Array, "H E"]
 
-    def __init__(self, hidden_dim: int, input_dim: int, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        hidden_dim: int,
+        input_dim: int,
+        *,
+        key: PRNGKeyArray,
+        block_size: int | None = None,
+        time_channel: bool = True,
+    ):
         """Draw the parameters of a `LinearCDE` and store them by channel."""
-        cde = LinearCDE(hidden_dim, input_dim, key=key)
+        cde = LinearCDE(hidden_dim, input_dim, key=key, block_size=block_size)
         self.init_matrix, self.init_bias = cde.init_matrix, cde.init_bias
-        self.A_time, self.A = cde.A[:, 0], jnp.swapaxes(cde.A[:, 1:], 1, 2)
-        self.B_time, self.B = cde.B[:, 0], cde.B[:, 1:]
+        self.A, self.B = jnp.swapaxes(cde.A[..., 1:, :], -1, -2), cde.B[:, 1:]
+        self.A_time = cde.A[..., 0, :] if time_channel else None
+        self.B_time = cde.B[:, 0] if time_channel else None
 
-    def matrices(self) -> tuple[Float[Array, "H omega H"], Float[Array, "H xi"]]:
+    def time_fields(self) -> tuple[Float[Array, "..."], Float[Array, " H"]]:
+        """A and B of time, zeros where time is no channel."""
+        if self.A_time is None:
+            return jnp.zeros_like(self.A[..., 0]), jnp.zeros_like(self.B[:, 0])
+        return self.A_time, self.B_time
+
+    def matrices(self) -> tuple[Fields, Float[Array, "H xi"]]:
         """A and B as `LinearCDE` has them, time first."""
-        A = jnp.concatenate([self.A_time[:, None], jnp.swapaxes(self.A, 1, 2)], axis=1)
-        return A, jnp.concatenate([self.B_time[:, None], self.B], axis=1)
+        A_time, B_time = self.time_fields()
+        A = jnp.concatenate([A_time[..., None, :], jnp.swapaxes(self.A, -1, -2)], axis=-2)
+        return A, jnp.concatenate([B_time[:, None], self.B], axis=1)
 
     def initial_states(self, x0: Float[Array, "b E"]) -> Float[Array, "b H"]:
         """Z_0 of the sequences that start at x0."""
@@ -325,9 +345,9 @@ class LinearCDEByChannel(eqx.Module):
 class A5LinearCDE(eqx.Module):
     """The paper's one block for word problems (section 5.2): logits of the running products.
 
-    An embedding (V, E) ~ N(0, 1), E = H for the residual; the Linear CDE driven by (t, x_t) as
-    values; dropout, a ReLU layer, dropout, the residual, layer norm, a linear output. The released
-    class of this name (commit 18a0a8d); every parameter from a key of its own, where that one
+    An embedding (V, E) ~ N(0, 1); the Linear CDE driven by (t, x_t) as values; dropout, a ReLU
+    layer from H to E, dropout, the residual, layer norm, a linear output. The released class of
+    this name (commit 18a0a8d), where E = H; every parameter from a key of its own, where that one
     gives one key to four layers.
     """
 
@@ -336,15 +356,34 @@ class A5LinearCDE(eqx.Module):
     mix: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
     out: eqx.nn.Linear
+    step_length: int | None = eqx.field(static=True)
 
-    def __init__(self, vocabulary: int, hidden_dim: int, *, key: PRNGKeyArray):
-        """Draw the parameters for `vocabulary` tokens."""
+    def __init__(
+        self,
+        vocabulary: int,
+        hidden_dim: int,
+        *,
+        key: PRNGKeyArray,
+        embedding_dim: int | None = None,
+        block_size: int | None = None,
+        time_channel: bool = True,
+        step_length: int | None = None,
+    ):
+        """Draw the parameters for `vocabulary` tokens.
+
+        embedding_dim: E, None for H; block_size: None for a dense A; time_channel: whether t is a
+        control. step_length: the L whose 1/L is the Euler step at any length; None, the paper's,
+        for that of each sequence, which makes another equation of every length.
+        """
+        width = hidden_dim if embedding_dim is None else embedding_dim
         embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
-        self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim), jnp.float32)
-        self.cde = LinearCDEByChannel(hidden_dim, hidden_dim, key=cde_key)
-        self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
-        self.norm = eqx.nn.LayerNorm(hidden_dim)
-        self.out = eqx.nn.Linear(hidden_dim, vocabulary, key=out_key)
+        structure = {"block_size": block_size, "time_channel": time_channel}
+        self.embedding = jr.normal(embedding_key, (vocabulary, width), jnp.float32)
+        self.cde = LinearCDEByChannel(hidden_dim, width, key=cde_key, **structure)
+        self.mix = eqx.nn.Linear(hidden_dim, width, key=mix_key)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.out = eqx.nn.Linear(width, vocabulary, key=out_key)
+        self.step_length = step_length
 
     def __call__(
         self, tokens: Integer[Array, "b L"], dropout: float = 0.0, key: PRNGKeyArray | None = None
@@ -358,12 +397,12 @@ class A5LinearCDE(eqx.Module):
         Training contracts A once for each token instead: `kernels.token_cde.states_by_token`.
         """
         A, B = self.cde.matrices()
-        times = jnp.linspace(0, 1, tokens.shape[1])
+        times = token_times(tokens.shape[1], self.step_length)
         paths = self.embedding[tokens]
 
         def scan(path, start):
             control = control_path(times, path)
-            return euler_scan(A, B, start, control, control)
+            return euler_scan(A, B, start, control, control, step_length=self.step_length)
 
         return jax.vmap(scan)(paths, self.cde.initial_states(paths[:, 0]))
 

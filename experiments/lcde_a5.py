@@ -4,10 +4,10 @@ One block is trained for each sequence length L, until it solves it. A step make
 sequences of length L and one on sequences of length 2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
 from experiments.devices import jax_device, jax_numbers
-from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
+from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run, do_runs
 from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
@@ -25,6 +25,7 @@ from kernels.allocator import keep_freed_memory
 if TYPE_CHECKING:
     from jaxtyping import PRNGKeyArray
 
+    from experiments.lcde_training import Batch, Training
     from linear_cde import A5LinearCDE
 
 EXTRA = "jax"
@@ -33,7 +34,7 @@ PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 SPLIT, ORDER, SHORT_ORDER = 1, 2, 3
 
 
-class Config(ExperimentConfig):
+class Config(LinearCDEConfig):
     """The settings; their values stand in experiment_configs/lcde_a5.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-l": "lengths"}
@@ -46,7 +47,9 @@ class Config(ExperimentConfig):
     samples: Annotated[int, Field(ge=10)]
     data_seed: Annotated[int, Field(ge=0)]
     train_fraction: Fraction
-    hidden_dim: PositiveInt
+    embedding_dim: PositiveInt | None
+    step: Literal["length", "fixed"]
+    time_channel: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -63,6 +66,12 @@ class Config(ExperimentConfig):
         for length in self.lengths:
             training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """As the others', without the keys that older records lack, where they are the paper's."""
+        settings = super().identity()
+        papers = {"embedding_dim": None, "step": "length", "time_channel": True}
+        return {k: v for k, v in settings.items() if k not in papers or papers[k] != v}
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
@@ -92,46 +101,86 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do
 
 def prepare(config: Config, folder: Path, run: Run) -> Prepared:
     """Data, model, optimizer and schedule of a run."""
-    import jax.random as jr
-    import optax
+    from experiments.lcde_training import accuracy
 
-    from experiments.lcde_training import Batch, Training, accuracy
-
-    length, symbols = run.config["length"], group(config.group)
-    source = {"seed": config.data_seed, "samples": config.samples}
-    rng = np.random.default_rng([config.seed, length, SPLIT])
-    rows = load_word_problem(folder, symbols, length, **source)
-    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
-    training, validation = (Batch(*part) for part in parts)
-    sources, digests = [(training, config.batch_size, ORDER)], rows.digest
-    if config.short_batch_size:
-        pairs = load_word_problem(folder, symbols, 2, **source)
-        digests = digests | pairs.digest
-        sources.append((Batch(pairs.inputs, pairs.targets), config.short_batch_size, SHORT_ORDER))
-    model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
-    trainable = Training(
-        model_of(run.config, model_key),
-        [
-            (data, DataOrder(len(data.tokens), size, (config.seed, length, tag)))
-            for data, size, tag in sources
-        ],
-        optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
-        config.dropout,
-        lambda model, *rows: accuracy(model, Batch(*rows), config.eval_batch_size),
-        validation,
-        train_key,
-    )
+    length = run.config["length"]
+    data = load_data(config, length, folder)
+    metric = partial(accuracy, batch_size=config.eval_batch_size)
     schedule = Schedule(
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    return Prepared(trainable, schedule, "accuracy", digests)
+    trainable = training_of(config, length, data, metric)
+    return Prepared(trainable, schedule, "accuracy", data.digests)
+
+
+class WordData(NamedTuple):
+    """Sequences of one length, split, and where a step has a second update those of length 2."""
+
+    training: "Batch"
+    validation: "Batch"
+    pairs: "Batch | None"
+    digests: dict[str, str]  # file name -> SHA-256
+
+
+def load_data(config: Config, length: int, folder: Path) -> WordData:
+    """The group's sequences of a length, split by the config's seed. Raises: DataError, OSError."""
+    from experiments.lcde_training import Batch
+
+    symbols, source = group(config.group), {"seed": config.data_seed, "samples": config.samples}
+    rows = load_word_problem(folder, symbols, length, **source)
+    rng = np.random.default_rng([config.seed, length, SPLIT])
+    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
+    training, validation = (Batch(*part) for part in parts)
+    if not config.short_batch_size:
+        return WordData(training, validation, None, rows.digest)
+    pairs = load_word_problem(folder, symbols, 2, **source)
+    digests = rows.digest | pairs.digest
+    return WordData(training, validation, Batch(pairs.inputs, pairs.targets), digests)
+
+
+def training_of(
+    config: Config, length: int, data: WordData, metric: Callable[["A5LinearCDE", "Batch"], float]
+) -> "Training":
+    """A new model of the config and its training at a length, drawn from the config's seed.
+
+    metric: of the model and the validation sequences, where training is evaluated.
+    """
+    import jax.random as jr
+    import optax
+
+    from experiments.lcde_training import Batch, Training
+
+    sources = [(data.training, config.batch_size, ORDER)]
+    if data.pairs is not None:
+        sources.append((data.pairs, config.short_batch_size, SHORT_ORDER))
+    model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
+    return Training(
+        model_of({**config.identity(), "length": length}, model_key),
+        [
+            (batch, DataOrder(len(batch.tokens), size, (config.seed, length, tag)))
+            for batch, size, tag in sources
+        ],
+        optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
+        config.dropout,
+        lambda model, *rows: metric(model, Batch(*rows)),
+        data.validation,
+        train_key,
+    )
 
 
 def model_of(settings: Mapping[str, Any], key: "PRNGKeyArray") -> "A5LinearCDE":
-    """The model of a run's config, drawn from a key."""
+    """The model of a run's config, as a record has it, drawn from a key."""
     from linear_cde import A5LinearCDE
 
-    return A5LinearCDE(group(settings["group"]).order, settings["hidden_dim"], key=key)
+    return A5LinearCDE(
+        group(settings["group"]).order,
+        settings["hidden_dim"],
+        key=key,
+        embedding_dim=settings.get("embedding_dim"),
+        block_size=settings.get("block_size"),
+        time_channel=settings.get("time_channel", True),
+        step_length=settings["length"] if settings.get("step") == "fixed" else None,
+    )
 
 
 @jax_numbers()

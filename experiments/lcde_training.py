@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from experiments.training_loop import DataOrder
 from harness.machine import available_cores
-from kernels.token_cde import BlockWeights, accuracy_by_token, states_by_token
+from kernels.token_cde import BlockWeights, correct_by_position, states_by_token
 from linear_cde import A5LinearCDE
 
 T = TypeVar("T")
@@ -27,8 +27,9 @@ StatesForm = Callable[[A5LinearCDE, UInt8[Array, "b L"]], Float[Array, "b L H"]]
 def fast_states(model: A5LinearCDE, tokens: UInt8[Array, "b L"]) -> Float[Array, "b L H"]:
     """`A5LinearCDE.states`, with A contracted once for each token."""
     cde = model.cde
-    fields = cde.A, cde.A_time, cde.B, cde.B_time
-    return states_by_token(*fields, cde.init_matrix, cde.init_bias, model.embedding, tokens)
+    A_time, B_time = cde.time_fields()
+    fields = cde.A, A_time, cde.B, B_time, cde.init_matrix, cde.init_bias
+    return states_by_token(*fields, model.embedding, tokens, model.step_length)
 
 
 def mean_cross_entropy(
@@ -89,20 +90,29 @@ def train_step(
 
 def accuracy(model: A5LinearCDE, data: Batch, batch_size: int) -> float:
     """Fraction of correct tokens over all positions of all sequences, without dropout."""
-    weights = block_weights(model)
-    return accuracy_by_token(weights, data.tokens, data.targets, batch_size, available_cores())
+    weights, threads = block_weights(model), available_cores()
+    return int(np.sum(correct_by_position(weights, *data, batch_size, threads))) / data.targets.size
+
+
+def accuracy_by_position(
+    model: A5LinearCDE, data: Batch, batch_size: int
+) -> Float[np.ndarray, " L"]:
+    """Fraction of correct sequences at each position, without dropout; the last is [-1]."""
+    weights, threads = block_weights(model), available_cores()
+    return correct_by_position(weights, *data, batch_size, threads) / len(data.tokens)
 
 
 def block_weights(model: A5LinearCDE) -> BlockWeights:
     """A model's parameters as the evaluation by token takes them."""
     cde, mix, norm, out = model.cde, model.mix, model.norm, model.out
+    A_time, B_time = cde.time_fields()
     weights = BlockWeights(
         embedding=model.embedding,
         init_matrix=cde.init_matrix,
         init_bias=cde.init_bias,
-        A_time=cde.A_time,
+        A_time=A_time,
         A=cde.A,
-        B_time=cde.B_time,
+        B_time=B_time,
         B=cde.B,
         mix_weight=mix.weight,
         mix_bias=mix.bias,
@@ -111,6 +121,7 @@ def block_weights(model: A5LinearCDE) -> BlockWeights:
         norm_eps=norm.eps,
         out_weight=out.weight,
         out_bias=out.bias,
+        step_length=model.step_length,
     )
     return BlockWeights(*(np.asarray(x) if eqx.is_array(x) else x for x in weights))
 

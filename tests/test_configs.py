@@ -65,7 +65,7 @@ def test_a_fraction_that_leaves_no_row_is_refused_with_what_is_allowed(name, fra
         load_config(MODULES[name].Config, path, overrides)
 
 
-@pytest.mark.parametrize("name", ["lcde_toy"])
+@pytest.mark.parametrize("name", ["lcde_toy", "lcde_a5"])
 def test_blocks_divide_the_width_and_are_part_of_what_a_run_is(name):
     def load(**changes):
         overrides = {key: (value, key) for key, value in changes.items()}
@@ -79,6 +79,15 @@ def test_blocks_divide_the_width_and_are_part_of_what_a_run_is(name):
     dense = load(hidden_dim=12, block_size=5)
     assert dense.blocks is None and dense.identity() == load(hidden_dim=12).identity()
     assert not {"structure", "block_size"} & dense.identity().keys()
+
+
+def test_an_older_record_of_words_lacks_the_keys_that_are_the_papers():
+    path, keys = CONFIG_FOLDER / "lcde_a5.yaml", {"embedding_dim", "step", "time_channel"}
+    config = MODULES["lcde_a5"].Config
+    assert not keys & load_config(config, path, {}).identity().keys()
+    others = {"embedding_dim": 64, "step": "fixed", "time_channel": False}
+    changed = load_config(config, path, {k: (v, k) for k, v in others.items()})
+    assert changed.identity().items() >= others.items()
 
 
 @pytest.mark.parametrize("name", MODULES)

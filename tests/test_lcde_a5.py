@@ -22,6 +22,7 @@ from experiments.lcde_training import (
     Training,
     TrainState,
     accuracy,
+    accuracy_by_position,
     fast_states,
     mean_cross_entropy,
     train_step,
@@ -55,8 +56,23 @@ def on_device(batch):
     return Batch(*map(jnp.asarray, batch))
 
 
-def small_model(hidden_dim=16, seed=0):
-    return A5LinearCDE(A5.order, hidden_dim, key=jr.key(seed))
+def small_model(hidden_dim=16, seed=0, **form):
+    return A5LinearCDE(A5.order, hidden_dim, key=jr.key(seed), **form)
+
+
+FORMS = {
+    "dense": {},
+    "blocks": {"block_size": 4},
+    "diagonal": {"block_size": 1, "embedding_dim": 6},
+    "fixed step": {"step_length": 4},
+    "fixed step, blocks, no time": {"block_size": 2, "step_length": 4, "time_channel": False},
+}
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS)
+def model(request):
+    """A small model of each form."""
+    return small_model(**request.param)
 
 
 def relative_error(found, expected):
@@ -65,16 +81,16 @@ def relative_error(found, expected):
 
 # 4 places are fewer than the tokens, 180 are more: the two ways of sharing the contraction.
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10), (4, 2)])
-def test_states_by_token_equal_the_scan(count, length):
-    model, tokens = small_model(), jnp.asarray(sequences(count, length).tokens)
+def test_states_by_token_equal_the_scan(model, count, length):
+    tokens = jnp.asarray(sequences(count, length).tokens)
     expected = model.states(tokens)
     assert expected.shape == (count, length, 16)
     assert relative_error(fast_states(model, tokens), expected) < FLOAT32_SUMS
 
 
 @pytest.mark.parametrize(("count", "length"), [(2, 3), (20, 10)])
-def test_gradients_by_token_equal_those_of_the_scan(count, length):
-    model, batch = small_model(), on_device(sequences(count, length))
+def test_gradients_by_token_equal_those_of_the_scan(model, count, length):
+    batch = on_device(sequences(count, length))
     gradient = eqx.filter_jit(eqx.filter_grad(mean_cross_entropy))
     found, expected = (
         gradient(model, *batch, 0.1, jr.key(3), form) for form in (fast_states, A5LinearCDE.states)
@@ -94,8 +110,54 @@ def test_scan_is_the_papers_recurrence_on_path_values():
     assert relative_error(model.states(tokens)[0, -1], y) < FLOAT32_SUMS
 
 
-def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
-    model, data = small_model(), sequences(101, 7)
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("form", [{}, {"embedding_dim": 5, "time_channel": False}])
+def test_blocks_move_as_the_dense_fields_that_zeros_fill_up(k, form):
+    model, tokens = small_model(block_size=k, **form), jnp.asarray(sequences(9, 8).tokens)
+    cde = model.cde
+    around = np.kron(np.eye(16 // k), np.ones((k, k)))  # 1 in the blocks, 0 around them
+    channels, (A_time, B_time) = np.asarray(cde.A), cde.time_fields()
+    A, A_time = (np.concatenate(x, axis=0) for x in (channels, np.asarray(A_time)))
+    dense = np.einsum("hj,hje->hje", around, np.tile(A, (1, 16 // k, 1)))
+    time = around * np.tile(A_time, (1, 16 // k))
+    padded = eqx.tree_at(
+        lambda c: (c.A, c.A_time, c.B_time),
+        cde,
+        tuple(jnp.asarray(x, jnp.float32) for x in (dense, time, B_time)),
+        is_leaf=lambda x: x is None,
+    )
+    expected = fast_states(eqx.tree_at(lambda m: m.cde, model, padded), tokens)
+    assert relative_error(fast_states(model, tokens), expected) < FLOAT32_SUMS
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_fixed_step_makes_one_equation_of_every_length(block_size):
+    tokens = jnp.asarray(sequences(5, 9).tokens)
+    fixed, by_length = (
+        small_model(block_size=block_size, step_length=length) for length in (4, None)
+    )
+    whole = fast_states(fixed, tokens)
+    assert relative_error(fast_states(fixed, tokens[:, :4]), whole[:, :4]) < FLOAT32_SUMS
+    # At the length whose step it is, the model is the paper's.
+    assert relative_error(whole[:, :4], fast_states(by_length, tokens[:, :4])) < FLOAT32_SUMS
+    assert relative_error(whole[:, :4], fast_states(by_length, tokens)[:, :4]) > 0.01
+
+
+def test_without_its_channel_time_moves_nothing():
+    tokens = jnp.full((1, 6), 7, jnp.uint8)
+    without, with_time = (small_model(step_length=6, time_channel=t) for t in (False, True))
+    moves = np.diff(without.states(tokens)[0], axis=0)
+    # One token again and again: y' = F y + b, so every move is the one before it, moved.
+    A, _ = without.cde.matrices()
+    field = np.einsum("hij,i->hj", A[:, 1:], without.embedding[7]) / 6
+    assert relative_error(moves[1:], moves[:-1] + moves[:-1] @ field.T) < 1e-4
+    assert "A_time" not in {n for n, x in vars(without.cde).items() if x is not None}
+    assert np.array_equal(without.cde.A, with_time.cde.A)
+    assert relative_error(with_time.states(tokens), without.states(tokens)) > 0.01
+
+
+def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size(model):
+    data = sequences(101, 7)
     logits = model(jnp.asarray(data.tokens))
     # Targets made of the model's own predictions, half of them wrong, so that a count is a count.
     predicted = np.asarray(jnp.argmax(logits, axis=-1)).astype(np.uint8)
@@ -103,6 +165,16 @@ def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size():
     data = Batch(data.tokens, (predicted + wrong.astype(np.uint8)) % A5.order)
     for batch_size in (10, 101, 1000):
         assert accuracy(model, data, batch_size) == pytest.approx(np.mean(wrong == 0), abs=0.003)
+        found = accuracy_by_position(model, data, batch_size)
+        np.testing.assert_allclose(found, np.mean(wrong == 0, axis=0), atol=0.021)
+
+
+def test_accuracy_at_a_position_is_that_of_the_position():
+    model, data = small_model(), sequences(40, 5)
+    predicted = np.asarray(jnp.argmax(model(jnp.asarray(data.tokens)), axis=-1)).astype(np.uint8)
+    predicted[:, 3] += 1
+    found = accuracy_by_position(model, Batch(data.tokens, predicted % A5.order), 7)
+    np.testing.assert_allclose(found, [1, 1, 1, 0, 1], atol=0.06)
 
 
 def test_no_output_sees_the_future():
