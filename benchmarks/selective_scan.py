@@ -4,7 +4,9 @@ Forward and backward of the layer's operation, float32, real A, B and C that fol
 bias and softplus, as the Mamba layer calls it. In one process a size, in turn, medians. *usual*:
 the form of mamba-ssm's own fallback, which discretises all positions into (b, d, l, n) tensors and
 then loops over them, differentiated by PyTorch; at toy size a minute each time, and 7 GiB. *lean*:
-the reference backend, a loop that discretises each position when its turn comes. Also: *usual*
+the reference backend, a loop that discretises each position when its turn comes. *mambapy*: that
+package's parallel scan on the same tensors as *usual*, where it is installed
+(`pip install -e '.[benchmarks]'`). Also: *usual*
 where the process keeps freed memory, without whose page faults it is up to 3 times faster; the
 forward pass against torch.exp alone over b d l n numbers; and the cost at twice each of b, d, l and
 n. Run it on an otherwise idle machine; about 10 minutes. The last line is one JSON object.
@@ -15,6 +17,7 @@ n. Run it on an otherwise idle machine; about 10 minutes. The last line is one J
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,6 +92,26 @@ def usual(arguments: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(ys, dim=2) + u * D[:, None]
 
 
+def mambapy_scan() -> Callable[..., Tensor] | None:
+    """Mambapy's parallel scan; None, and a line that says so, where it is not installed."""
+    try:
+        from mambapy.pscan import pscan
+    except ModuleNotFoundError:
+        words = "mambapy is not installed and left out: pip install -e '.[benchmarks]'"
+        print(words, file=sys.stderr)
+        return None
+    return pscan
+
+
+def mambapy(arguments: Mapping[str, Tensor], pscan: Callable[..., Tensor]) -> Tensor:
+    """All positions discretised first, then scanned in parallel."""
+    u, A, B, C, D = (arguments[name] for name in ("u", "A", "B", "C", "D"))
+    delta = softplus(arguments["delta"] + arguments["delta_bias"][:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bldn", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bldn", delta, B, u)
+    return torch.einsum("bldn,bnl->bdl", pscan(decay, inputs), C) + u * D[:, None]
+
+
 def forward_backward(scan: Scan, size: Size) -> Callable[[], None]:
     """A call that runs a scan and its derivative; the arguments are made beforehand."""
     arguments = draw_arguments(size)
@@ -116,8 +139,10 @@ def measure(size: Size, repeats: int) -> dict[str, object]:
         "forward": forward_only(size),
         "torch_exp": lambda: torch.exp(exponents),
     }
+    if pscan := mambapy_scan():
+        runs["mambapy"] = forward_backward(partial(mambapy, pscan=pscan), size)
     taken = alternate(runs, repeats)
-    difference = largest_relative_difference(size)
+    difference = largest_relative_difference(size, usual)
     points = linearity(size, repeats)
     # Last: there is no way back to what the process was before.
     keep_freed_memory()
@@ -132,6 +157,7 @@ def measure(size: Size, repeats: int) -> dict[str, object]:
         "speedup_memory_kept": rounded(median["usual_memory_kept"] / median["ours"]),
         "lean_s": rounded(median["lean"]),
         "lean_speedup": rounded(median["lean"] / median["ours"]),
+        **mambapy_figures(median, size, pscan),
         "forward_s": rounded(median["forward"]),
         "torch_exp_s": rounded(median["torch_exp"]),
         "backward_over_forward": rounded(median["ours"] / median["forward"] - 1),
@@ -141,12 +167,27 @@ def measure(size: Size, repeats: int) -> dict[str, object]:
     }
 
 
-def largest_relative_difference(size: Size) -> float:
-    """How far our gradients are from those of `usual`: the largest over arguments."""
+def mambapy_figures(
+    median: Mapping[str, float], size: Size, pscan: Callable[..., Tensor] | None
+) -> dict[str, float]:
+    """The figures of that side; none where it is left out."""
+    if pscan is None:
+        return {}
+    return {
+        "mambapy_s": rounded(median["mambapy"]),
+        "mambapy_speedup": rounded(median["mambapy"] / median["ours"]),
+        "mambapy_relative_difference": largest_relative_difference(
+            size, partial(mambapy, pscan=pscan)
+        ),
+    }
+
+
+def largest_relative_difference(size: Size, other: Scan) -> float:
+    """How far our gradients are from those of another form: the largest over arguments."""
     arguments = draw_arguments(size)
     dy = torch.ones_like(arguments["u"])
     both = [
-        torch.autograd.grad(scan(arguments), list(arguments.values()), dy) for scan in (ours, usual)
+        torch.autograd.grad(scan(arguments), list(arguments.values()), dy) for scan in (ours, other)
     ]
     errors = [
         float((found - expected).abs().max() / expected.abs().max())

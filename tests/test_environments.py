@@ -46,7 +46,8 @@ def test_lock_has_one_exact_pin_for_each_package():
 
 def test_lock_pins_every_declared_package_in_its_declared_range():
     locked = locked_versions()
-    for requirement in declared("jax", "torch", "triton", "cuda", "slurm", "tensorboard", "dev"):
+    extras = "jax", "torch", "triton", "cuda", "slurm", "tensorboard", "benchmarks", "dev"
+    for requirement in declared(*extras):
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} but {version} is locked"
 
