@@ -40,6 +40,7 @@ examples:
   python run_experiment.py -m LCDE -e toy -i 2 --set runs=1 --results-dir results/mine
   python run_experiment.py -m LCDE -e toy -c experiment_configs/quick_lcde_toy.yaml
   python run_experiment.py -m LCDE -e A5 -l 5              the Linear CDE of Figure 2, one length
+  python run_experiment.py -m LCDE -e theory               the theory in numbers, docs/theory.md
   python run_experiment.py -m SequenceModel -e toy -n Mamba -d 1 -i 2 --set runs=1
   python run_experiment.py -m SequenceModel -e A5 -n RNN -l 3 -d 1
   python run_experiment.py -m SequenceModel -e toy --launcher local --workers 2
@@ -74,6 +75,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
 EXPERIMENTS: Mapping[tuple[str, str], str] = {
     ("LCDE", "toy"): "lcde_toy",
     ("LCDE", "A5"): "lcde_a5",
+    ("LCDE", "theory"): "theory",
     ("SequenceModel", "toy"): "ssm_toy",
     ("SequenceModel", "A5"): "ssm_a5",
 }
@@ -114,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", "--model", required=True, choices=["LCDE", "SequenceModel"])
-    parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5"])
+    parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5", "theory"])
     flags = parser.add_argument_group("settings of the config (each only where it applies)")
     for flag, (metavar, words) in FLAGS.items():
         # Kept each time, so that a repeated flag can be refused: argparse would take the last.
@@ -205,7 +207,7 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     for flag in ("config", "data_dir", "results_dir", "tensorboard", "slurm_config", "save_model"):
         if path := getattr(arguments, flag):
             setattr(arguments, flag, user_path(path, f"--{flag.replace('_', '-')} {path}"))
-    name = EXPERIMENTS[arguments.model, arguments.experiment]
+    name = experiment_name(arguments.model, arguments.experiment)
     experiment = import_module(f"experiments.{name}")
     path = arguments.config or CONFIG_FOLDER / f"{name}.yaml"
     config = load_config(experiment.Config, path, overrides(arguments, experiment.Config))
@@ -235,8 +237,16 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
             code = launch(arguments, config, to_do, results_dir)
     if arguments.save_model:
         save_models(name, runs, arguments.save_model)
-    print_next_step(results_dir)
+    print_next_step(name, results_dir)
     return code
+
+
+def experiment_name(model: str, experiment: str) -> str:
+    """The module of `experiments` that -m and -e name. Raises: ConfigError."""
+    if (model, experiment) not in EXPERIMENTS:
+        allowed = ", ".join(of for name, of in EXPERIMENTS if name == model)
+        raise ConfigError(f"-e {experiment}: not an experiment of -m {model} (allowed: {allowed})")
+    return EXPERIMENTS[model, experiment]
 
 
 def chosen_runs(runs: list[Run], label: str | None) -> list[Run]:
@@ -378,14 +388,17 @@ def installed(extra: str, what: str) -> Iterator[None]:
         ) from None
 
 
-def print_next_step(results_dir: Path) -> None:
-    """Where to go from results: the figure and the comparison."""
+def print_next_step(name: str, results_dir: Path) -> None:
+    """Where to go from an experiment's results: to the theory's figure, or beside the paper."""
     folder = (
         results_dir.relative_to(Path.cwd())
         if results_dir.is_relative_to(Path.cwd())
         else results_dir
     )
-    print(f"beside the paper: python compare_to_paper.py --results-dir {folder}")
+    if name == "theory":
+        print(f"drawn: python plot_theory.py --results-dir {folder}")
+    else:
+        print(f"beside the paper: python compare_to_paper.py --results-dir {folder}")
 
 
 def fail(message: str, code: int = 1) -> int:

@@ -80,6 +80,48 @@ class A5CurveKey(Key):
     batch_size: int | None = None
 
 
+@dataclass(frozen=True)
+class FieldsKey(Key):
+    """Random fields in `-e theory`: the readout's error, and that of predicting zero."""
+
+    templates = ("fields_{target}_{hidden_dim}_{block_size}_run_{run}.npy",)
+    target: str
+    hidden_dim: int
+    block_size: int | str
+    run: int
+
+
+@dataclass(frozen=True)
+class FloorKey(Key):
+    """What diagonal fields cannot learn of the volume, computed from the paths."""
+
+    templates = ("floor_volume.npy",)
+
+
+@dataclass(frozen=True)
+class AlgebraKey(Key):
+    """The standard polynomial of blocks of one size."""
+
+    templates = ("algebra_{block_size}.npy",)
+    block_size: int
+
+
+@dataclass(frozen=True)
+class KernelKey(Key):
+    """The signature kernel by random states of one size."""
+
+    templates = ("kernel_{state_dim}.npy",)
+    state_dim: int
+
+
+@dataclass(frozen=True)
+class ExactKey(Key):
+    """A group's word problem solved by its representation."""
+
+    templates = ("exact_{group}.npy",)
+    group: str
+
+
 # What a field looks like in a name, and how it is read; other fields are whole numbers.
 _FIELDS = {
     "model": (r"[A-Za-z0-9-]+", str),

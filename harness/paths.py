@@ -16,6 +16,7 @@ WORD_DATA = "illusion"
 # Below a results folder; the first two have the names of the released ones.
 TOY_RESULTS = "outputs_toy"
 A5_RESULTS = "outputs_A5"
+THEORY_RESULTS = "outputs_theory"
 CHECKPOINTS = "checkpoints"
 LOCKS = "locks"
 LOGS = "logs"

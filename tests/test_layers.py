@@ -8,7 +8,7 @@ import pytest
 
 from harness.paths import ROOT
 
-DOORS = {"run_experiment", "plot_toy", "plot_A5", "compare_to_paper"}
+DOORS = {"run_experiment", "plot_toy", "plot_A5", "plot_theory", "compare_to_paper"}
 MODELS = {"linear_cde", "torch_layers", "torch_sequence_models"}
 RANKS = {
     "harness": 1,
@@ -122,6 +122,6 @@ def test_figures_verdict_launchers_and_plans_need_no_framework(module):
     assert not reached(module) & FRAMEWORKS
 
 
-@pytest.mark.parametrize("name", ["lcde_toy", "lcde_a5", "ssm_toy", "ssm_a5"])
+@pytest.mark.parametrize("name", ["lcde_toy", "lcde_a5", "ssm_toy", "ssm_a5", "theory"])
 def test_an_experiment_is_planned_without_a_framework(name):
     assert not reached(f"experiments.{name}") & FRAMEWORKS

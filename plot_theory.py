@@ -1,0 +1,38 @@
+"""The theory in numbers: width, structure, kernel and groups, from result files alone."""
+
+import argparse
+import sys
+
+from harness.paths import THEORY_RESULTS
+from verdict.command_line import Drawing, plot, plot_parser
+from verdict.draw_theory import OUTPUT_NAME, draw_figure
+from verdict.theory_results import load_theory_results
+
+EXAMPLES = """examples:
+  python plot_theory.py
+  python plot_theory.py --results-dir results/quick --output theory.pdf
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description = "Draw the theory's figure from whatever result files exist."
+    return plot_parser(description, EXAMPLES, THEORY_RESULTS, OUTPUT_NAME)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
+    return plot(build_parser(), argv, OUTPUT_NAME, THEORY_RESULTS, _draw)
+
+
+def _draw(args: argparse.Namespace) -> Drawing:
+    results = load_theory_results(args.results_dir)
+    if not results.runs:
+        missing = f"nothing to draw: no theory results in {args.results_dir}"
+        return Drawing(results.problems, missing=missing)
+    figure, notes = draw_figure(results)
+    return Drawing(results.problems, notes, {"": figure})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""The theory's figure: predictions as lines and marks, measurements as points with ranges."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from verdict.theory_results import Measured, TheoryResults
+
+OUTPUT_NAME = "theory.pdf"
+FIGURE_SIZE = (11, 8.4)  # inches
+MARGINS = {"left": 0.075, "right": 0.985, "bottom": 0.065, "top": 0.955}
+SPACES = {"wspace": 0.2, "hspace": 0.3}
+# Okabe and Ito's palette, a hue and a marker a structure.
+STRUCTURES = {
+    1: {"color": "#D55E00", "marker": "o"},
+    2: {"color": "#E69F00", "marker": "s"},
+    3: {"color": "#CC79A7", "marker": "P"},
+    4: {"color": "#009E73", "marker": "^"},
+    8: {"color": "#56B4E9", "marker": "v"},
+    "dense": {"color": "#0072B2", "marker": "D"},
+}
+OTHER_STRUCTURE = {"color": "0.4", "marker": "X"}
+DASHES = {"area": "-", "volume": (0, (4, 1.5))}
+TARGETS = {
+    "volume": {"color": "#0072B2", "marker": "D", "label": "volume"},
+    "antisymmetric_2": {"color": "#009E73", "marker": "o", "label": "antisymmetric, level 2"},
+    "antisymmetric_3": {"color": "#D55E00", "marker": "s", "label": "antisymmetric, level 3"},
+    "antisymmetric_4": {"color": "#CC79A7", "marker": "^", "label": "antisymmetric, level 4"},
+    "antisymmetric_5": {"color": "#000000", "marker": "v", "label": "antisymmetric, level 5"},
+}
+GROUPS = {
+    "A5": {"color": "#0072B2", "marker": "D"},
+    "S5": {"color": "#D55E00", "marker": "s"},
+    "Z60": {"color": "#009E73", "marker": "o"},
+    "A4xZ5": {"color": "#CC79A7", "marker": "^"},
+}
+PREDICTION = {"color": "0.25", "lw": 1.1}
+MARK = {"color": "0.1", "marker": "_", "ms": 22, "mew": 1.6, "ls": "none"}
+MEASURED = {"ms": 5, "capsize": 2.5, "elinewidth": 1.0}
+LEGEND = {"fontsize": 7.5, "frameon": False, "handlelength": 2.4}
+NOTE = {"fontsize": 7.5, "color": "0.25"}
+LAST = float("inf")  # where 'dense' stands among block sizes
+VISIBLE = 2  # to diagonal fields: antisymmetric terms up to this level
+
+Errors = dict[int | str, np.ndarray]
+
+
+def structure_name(block_size: int | str) -> str:
+    """A structure of A in words."""
+    names = {1: "k = 1 (diagonal)", "dense": "dense"}
+    return names.get(block_size, f"k = {block_size}")
+
+
+def by_size(block_size: int | str) -> float:
+    """The order of structures: by block size, dense last."""
+    return LAST if block_size == "dense" else float(block_size)
+
+
+def rows_by(runs: Iterable[Measured], key: str) -> Errors:
+    """The first array of each run, (runs, values), by a key of their config, in its order."""
+    found = defaultdict(list)
+    for run in runs:
+        found[run.config[key]].append(run.values[0])
+    return {k: np.array(found[k]) for k in sorted(found, key=by_size)}
+
+
+def middle(row: np.ndarray) -> float:
+    """The geometric mean."""
+    return float(np.exp(np.mean(np.log(row))))
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The slope of the least-squares line through the logarithms of both."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def draw_points(axes: Axes, x: Sequence[float], rows: Sequence[np.ndarray], **style) -> None:
+    """The geometric mean of each row at its x, with the row's range."""
+    middles = np.array([middle(row) for row in rows])
+    low, high = np.array([(row.min(), row.max()) for row in rows]).T
+    # Rounding may put the mean of equal values an ulp beside them.
+    reach = np.maximum([middles - low, high - middles], 0)
+    axes.errorbar(x, middles, yerr=reach, **MEASURED, **style)
+
+
+def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
+    """Area and volume against H, with the floor and zero; returns the fitted exponents."""
+    notes, sizes = [], set()
+    for target, dashes in DASHES.items():
+        runs = results.of("fields", target=target)
+        for size, rows in lines_by_width(runs).items():
+            sizes.add(size)
+            style = STRUCTURES.get(size, OTHER_STRUCTURE) | {"ls": dashes, "lw": 1.2}
+            style |= {"mfc": "white"} if target == "volume" else {}
+            errors = [found[:, 0] for found in rows.values()]
+            draw_points(axes, list(rows), errors, **style)
+            slope = exponent(list(rows), [middle(row) for row in errors])
+            notes.append(f"{target}, {structure_name(size)}: RMSE as H^{slope:.2f}")
+        if runs:
+            axes.axhline(runs[0].values[0][1], **PREDICTION, ls=":")
+    if not sizes:
+        return []
+    for floor in results.of("floor"):
+        axes.axhline(floor.values[0][0], **PREDICTION, ls="--")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(yscale="log", xlabel="Width H", ylabel="Validation RMSE")
+    add_width_legend(axes, sizes)
+    return notes
+
+
+def lines_by_width(runs: Sequence[Measured]) -> dict[int | str, Errors]:
+    """For each structure with several widths: its errors by width."""
+    found = {}
+    for size in sorted({run.config["block_size"] for run in runs}, key=by_size):
+        rows = rows_by([run for run in runs if run.config["block_size"] == size], "hidden_dim")
+        if len(rows) > 1:
+            found[size] = rows
+    return found
+
+
+def add_width_legend(axes: Axes, sizes: Iterable[int | str]) -> None:
+    """A marker for each structure, a dash for each target, and the predictions."""
+    handles = [
+        Line2D([], [], **STRUCTURES.get(k, OTHER_STRUCTURE), ls="none", label=structure_name(k))
+        for k in sorted(sizes, key=by_size)
+    ]
+    gray = {"color": "0.3", "marker": "o", "lw": 1.2, "ms": 5}
+    handles += [
+        Line2D([], [], **gray, ls=DASHES["area"], label="area (2D)"),
+        Line2D([], [], **gray, ls=DASHES["volume"], mfc="white", label="volume (3D)"),
+        Line2D([], [], **PREDICTION, ls="--", label="predicted: floor of k = 1 on the volume"),
+        Line2D([], [], **PREDICTION, ls=":", label="predicting zero"),
+    ]
+    axes.legend(handles=handles, loc="lower left", **LEGEND)
+
+
+def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
+    """Errors over predicting zero against block size at equal H; the algebra as a line of text."""
+    found = {}
+    for target in TARGETS:
+        hidden_dim, rows = richest_width(results.of("fields", target=target))
+        if len(rows) > 1:
+            found[target] = hidden_dim, {k: row[:, 0] / row[:, 1] for k, row in rows.items()}
+    if not found:
+        return []
+    names = sorted({k for _, rows in found.values() for k in rows}, key=by_size)
+    for target, (hidden_dim, rows) in found.items():
+        style = dict(TARGETS[target])
+        label = f"{style.pop('label')}, H = {hidden_dim}"
+        places = [names.index(k) for k in rows]
+        draw_points(axes, places, list(rows.values()), lw=1.0, ls="-", **style, label=label)
+        if 1 in names and (height := diagonal_prediction(target, results)):
+            axes.plot(names.index(1), height, **MARK)
+    axes.plot([], [], **MARK | {"ms": 12}, label="predicted for k = 1")
+    axes.axhline(1, **PREDICTION, ls=":")
+    axes.set_xticks(range(len(names)), [str(name) for name in names])
+    axes.set(yscale="log", xlabel="Block size k", ylabel="Validation RMSE / predicting zero")
+    axes.legend(loc="lower left", **LEGEND)
+    return []
+
+
+def richest_width(runs: Sequence[Measured]) -> tuple[int, Errors]:
+    """The width that was measured with the most structures, and the errors by structure."""
+    widths = {run.config["hidden_dim"] for run in runs}
+    found = {
+        width: rows_by([r for r in runs if r.config["hidden_dim"] == width], "block_size")
+        for width in widths
+    }
+    if not found:
+        return 0, {}
+    width = max(found, key=lambda width: (len(found[width]), width))
+    return width, found[width]
+
+
+def diagonal_prediction(target: str, results: TheoryResults) -> float | None:
+    """The least error of diagonal fields over predicting zero, where the theory says one."""
+    if target == "volume":
+        floors = [floor.values[0] for floor in results.of("floor")]
+        return float(floors[0][0] / floors[0][1]) if floors else None
+    level = int(target.rpartition("_")[2])
+    return 1.0 if level > VISIBLE else None
+
+
+def algebra_words(results: TheoryResults) -> str:
+    """From which m on the standard polynomial was exactly zero, for each block size."""
+    zero_from = {}
+    for run in sorted(results.of("algebra"), key=lambda run: run.config["block_size"]):
+        zero = ~run.values[0].any(axis=0)
+        if zero.any():
+            zero_from[run.config["block_size"]] = 1 + int(np.argmax(zero))
+    if not zero_from:
+        return ""
+    sizes, levels = (", ".join(map(str, part)) for part in (zero_from, zero_from.values()))
+    return f"Σ sgn(σ) A_σ(1)…A_σ(m), k = {sizes}: exactly 0 from m = {levels} on"
+
+
+def draw_kernel(axes: Axes, results: TheoryResults) -> list[str]:
+    """The kernel's error against N, with the line N^(-1/2); returns the fitted exponent."""
+    rows = rows_by(results.of("kernel"), "state_dim")
+    if not rows:
+        return []
+    sizes, errors = np.array(list(rows)), [row.ravel() for row in rows.values()]
+    root_mean_square = np.array([np.sqrt(np.mean(row**2)) for row in errors])
+    low, high = np.array([(row.min(), row.max()) for row in errors]).T
+    reach = np.maximum([root_mean_square - low, high - root_mean_square], 0)
+    draws = f"measured: RMS over {len(errors[0])} draws, and their range"
+    style = STRUCTURES["dense"] | {"ls": "none", "label": draws}
+    axes.errorbar(sizes, root_mean_square, yerr=reach, **MEASURED, **style)
+    constant = middle(root_mean_square * np.sqrt(sizes))
+    label = f"predicted: {constant:.2f} N^(-1/2), the constant fitted"
+    axes.plot(sizes, constant / np.sqrt(sizes), **PREDICTION, ls="--", label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(
+        yscale="log", xlabel="State size N", ylabel="Error of ⟨Zˣ, Zʸ⟩/N over the kernel's RMS"
+    )
+    axes.legend(loc="lower left", **LEGEND)
+    if len(sizes) < 2:
+        return []
+    return [f"signature kernel: error as N^{exponent(sizes, root_mean_square):.2f}"]
+
+
+def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
+    """Each group's smallest faithful real representation, and what it solves untrained."""
+    notes = []
+    for name, style in GROUPS.items():
+        for run in results.of("exact", group=name):
+            accuracy, margin = run.values[0].T
+            size = run.details["block_size"]
+            axes.axvline(size, **PREDICTION | {"color": style["color"]}, ls=":")
+            star = style | {"marker": "*", "ms": 12, "ls": "none", "mec": "black", "mew": 0.5}
+            axes.plot(size, accuracy.mean(), **star, label=f"{name}, untrained")
+            notes.append(
+                f"{name}, untrained, length {run.config['length']:,}: accuracy {accuracy.min():.4f}"
+                f", smallest margin {margin.min():.4g} ({run.details['exact_margin']:.4g} exactly)"
+            )
+    if notes:
+        axes.set(xlabel="Block size k", ylabel="Accuracy", ylim=(-0.03, 1.06))
+        axes.legend(loc="center left", **LEGEND)
+    return notes
+
+
+PANELS: dict[str, Callable[[Axes, TheoryResults], list[str]]] = {
+    "Width: area and volume by random fields": draw_width,
+    "Structure: what blocks of size k see": draw_structure,
+    "Kernel: random states tend to the signature kernel": draw_kernel,
+    "Groups: the smallest block that solves the word problem": draw_groups,
+}
+
+
+def draw_figure(results: TheoryResults) -> tuple[Figure, list[str]]:
+    """All panels, and what was fitted, in words. A part without results is said to be missing."""
+    figure = Figure(figsize=FIGURE_SIZE)
+    notes = []
+    for axes, (title, draw) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        notes += draw(axes, results)
+        axes.set_title(title, fontsize=10)
+        if axes.has_data():
+            axes.grid(alpha=0.25, lw=0.5)
+        else:
+            axes.text(0.5, 0.5, "no results", **NOTE, transform=axes.transAxes, ha="center")
+            axes.set(xticks=[], yticks=[])
+            notes.append(f"left out, no usable results: {title.partition(':')[0].lower()}")
+    if words := algebra_words(results):
+        figure.axes[1].text(
+            0.98, 0.03, words, **NOTE, transform=figure.axes[1].transAxes, ha="right"
+        )
+        notes.append(words)
+    figure.subplots_adjust(**MARGINS, **SPACES)
+    return figure, notes
