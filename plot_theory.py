@@ -5,12 +5,13 @@ import sys
 
 from harness.paths import THEORY_RESULTS
 from verdict.command_line import Drawing, plot, plot_parser
-from verdict.draw_theory import OUTPUT_NAME, draw_figure
+from verdict.draw_theory import OUTPUT_NAME, draw_figure, draw_lengths, lengths_words
 from verdict.theory_results import load_theory_results
 
 EXAMPLES = """examples:
   python plot_theory.py
   python plot_theory.py --results-dir results/quick --output theory.pdf
+  python plot_theory.py --watch 30
 """
 
 
@@ -31,7 +32,10 @@ def _draw(args: argparse.Namespace) -> Drawing:
         missing = f"nothing to draw: no theory results in {args.results_dir}"
         return Drawing(results.problems, missing=missing)
     figure, notes = draw_figure(results)
-    return Drawing(results.problems, notes, {"": figure})
+    figures = {"": figure}
+    if lengths := draw_lengths(results):
+        figures["_lengths"] = lengths
+    return Drawing(results.problems, notes + lengths_words(results), figures)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ whose). Each part is a set of small runs; what a part measures stands in the fil
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_dir.datasets import training_paths
 from data_dir.finite_groups import GROUP_NAMES
@@ -20,15 +21,47 @@ from experiments.theory_antisymmetry import do_algebra, do_floor
 from experiments.theory_fields import ANTISYMMETRIC, TOY_TARGETS, do_fields, load_target
 from experiments.theory_groups import do_exact
 from experiments.theory_kernel import do_kernel
-from harness.file_names import AlgebraKey, ExactKey, FieldsKey, FloorKey, KernelKey, Key
+from experiments.theory_training import do_training
+from experiments.training_loop import report_divergence
+from harness.file_names import (
+    AlgebraKey,
+    ExactKey,
+    FieldsKey,
+    FloorKey,
+    KernelKey,
+    Key,
+    TrainedKey,
+)
 from harness.paths import THEORY_RESULTS
 from harness.records import Run, provenance, save_run
+from kernels.allocator import keep_freed_memory
 
 EXTRA = "jax"
-PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
-PARTS = ("width", "structure", "kernel", "groups")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "diffrax",
+    "equinox",
+    "numpy",
+    "optax",
+    "scikit-learn",
+    "scipy",
+    "signax",
+)
+PARTS = ("width", "structure", "kernel", "groups", "lengths")
 Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
 BlockSizes = Annotated[list[PositiveInt | Literal["dense"]], Field(min_length=1)]
+
+
+class TrainedGroup(BaseModel):
+    """How a group's word problem is learned, for which blocks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    length: Annotated[int, Field(ge=2)]
+    hidden_dim: PositiveInt
+    learning_rate: PositiveFloat
+    block_sizes: Sizes
 
 
 class Config(ExperimentConfig):
@@ -66,25 +99,50 @@ class Config(ExperimentConfig):
     exact_groups: Annotated[list[Literal[GROUP_NAMES]], Field(min_length=1)]
     exact_length: Annotated[int, Field(ge=2)]
     exact_sequences: PositiveInt
+    trained_groups: dict[Literal[GROUP_NAMES], TrainedGroup]
+
+    lengths_group: Literal[GROUP_NAMES]
+    lengths_trained: Annotated[int, Field(ge=2)]
+    lengths_tested: Annotated[int, Field(ge=2)]
+    lengths_hidden_dim: PositiveInt
+    lengths_block_sizes: BlockSizes
+    lengths_learning_rate: PositiveFloat
+    lengths_max_steps: PositiveInt
+
+    embedding_dim: PositiveInt
+    samples: PositiveInt
+    validation_samples: PositiveInt
+    test_samples: PositiveInt
+    batch_size: PositiveInt
+    short_batch_size: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_steps: PositiveInt
+    eval_interval: PositiveInt
+    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         for num_paths in (self.num_paths, self.antisymmetric_paths):
             training_paths(self.train_fraction, num_paths)
-        self._check_blocks("block_sizes", "hidden_dims", self.hidden_dims)
-        for part in ("structure", "antisymmetric"):
-            key = f"{part}_hidden_dim"
-            self._check_blocks(f"{part}_block_sizes", key, [getattr(self, key)])
+        check_blocks("block_sizes", self.block_sizes, self.hidden_dims)
+        for part in ("structure", "antisymmetric", "lengths"):
+            sizes, hidden_dim = f"{part}_block_sizes", getattr(self, f"{part}_hidden_dim")
+            check_blocks(sizes, getattr(self, sizes), [hidden_dim])
+        for name, chosen in self.trained_groups.items():
+            check_blocks(f"trained_groups: {name}", chosen.block_sizes, [chosen.hidden_dim])
         return self
 
-    def _check_blocks(self, key: str, width_key: str, hidden_dims: list[int]) -> None:
-        for size in getattr(self, key):
-            for hidden_dim in hidden_dims:
-                if size != "dense" and hidden_dim % size:
-                    raise ValueError(
-                        f"{key}: blocks of {size} do not fill a width of {hidden_dim}, which is "
-                        f"in {width_key} (allowed: its divisors, and dense)"
-                    )
+
+def check_blocks(key: str, block_sizes: list[int | str], hidden_dims: list[int]) -> None:
+    """Refuse blocks that leave a rest of a width. Raises: ValueError."""
+    for size in block_sizes:
+        for hidden_dim in hidden_dims:
+            if size != "dense" and hidden_dim % size:
+                raise ValueError(
+                    f"{key}: blocks of {size} do not fill a width of {hidden_dim} "
+                    "(allowed: its divisors, and dense)"
+                )
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
@@ -134,11 +192,28 @@ def plan_kernel(config: Config) -> Iterator[Planned]:
 
 
 def plan_groups(config: Config) -> Iterator[Planned]:
-    """Groups solved by their representations."""
+    """Groups solved by their representations, and learned with blocks of several sizes."""
     settings = {"length": config.exact_length, "sequences": config.exact_sequences}
     settings["seed"] = config.seed
     for group in config.exact_groups:
         yield "exact", f"exact {group}", ExactKey(group), settings
+    settings = training_settings(config)
+    settings |= {"max_steps": config.max_steps, "stop_accuracy": config.stop_accuracy}
+    for group, chosen in config.trained_groups.items():
+        settings |= {"hidden_dim": chosen.hidden_dim, "learning_rate": chosen.learning_rate}
+        settings |= {"test_length": chosen.length, "step": "length", "time_channel": True}
+        yield from trained(config, "trained", group, chosen.length, chosen.block_sizes, settings)
+
+
+def plan_lengths(config: Config) -> Iterator[Planned]:
+    """A group learned at one length with a fixed step and without time, tested far beyond."""
+    settings = training_settings(config)
+    settings |= {"max_steps": config.lengths_max_steps, "stop_accuracy": 1.0}
+    settings |= {"hidden_dim": config.lengths_hidden_dim, "step": "fixed", "time_channel": False}
+    settings |= {"learning_rate": config.lengths_learning_rate}
+    settings |= {"test_length": config.lengths_tested}
+    group, length = config.lengths_group, config.lengths_trained
+    yield from trained(config, "lengths", group, length, config.lengths_block_sizes, settings)
 
 
 PLANS = {
@@ -146,6 +221,7 @@ PLANS = {
     "structure": plan_structure,
     "kernel": plan_kernel,
     "groups": plan_groups,
+    "lengths": plan_lengths,
 }
 
 
@@ -169,6 +245,28 @@ def fields(
             yield "fields", label, FieldsKey(target, hidden_dim, size, run), settings
 
 
+def trained(
+    config: Config,
+    task: str,
+    group: str,
+    length: int,
+    block_sizes: list[int | str],
+    settings: Mapping[str, Any],
+) -> Iterator[Planned]:
+    """A group learned with each block size."""
+    for size in block_sizes:
+        for run in range(config.runs):
+            label = f"{task} {group} L={length} k={size} run {run}"
+            yield task, label, TrainedKey(task, group, length, size, run), dict(settings)
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """What all trained models share."""
+    names = ("seed", "embedding_dim", "samples", "validation_samples", "test_samples")
+    names += ("batch_size", "short_batch_size", "dropout", "weight_decay", "eval_interval")
+    return {name: getattr(config, name) for name in names}
+
+
 def toy_settings(config: Config) -> dict[str, Any]:
     """Which toy data are read."""
     names = ("num_paths", "train_fraction", "paper_data")
@@ -179,31 +277,42 @@ def toy_settings(config: Config) -> dict[str, Any]:
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
     """Do the runs, each a few numbers with its record.
 
-    Raises: UnavailableError, DataError, OSError, FloatingPointError.
+    Raises: UnavailableError, DataError, ResultsError, OSError, FloatingPointError, at the end for
+    training that diverged.
     """
     del config
     from linear_cde import adaptive_cde_solve
 
+    keep_freed_memory()
     load = lru_cache(maxsize=1)(load_target)
     solve = partial(adaptive_cde_solve, check_times=False)
-    origin = provenance(PACKAGES, jax_device(device))
-    do = {
+    measure = {
         "fields": partial(do_fields, load=load, solve=solve),
         "floor": do_floor,
         "algebra": do_algebra,
         "kernel": do_kernel,
         "exact": do_exact,
     }
+    origin = provenance(PACKAGES, jax_device(device))
+    outcomes = {}
     for run in runs:
-        started = time.monotonic()
-        arrays, details, data = do[run.config["kind"]](run, data_dir)
-        seconds = round(time.monotonic() - started, 2)
-        run.context.show(0, {name: v for name, v in details.items() if isinstance(v, float)})
-        save_run(run, arrays, {**details, "wall_time_s": seconds}, {**origin, "data": data})
-        print(f"{run.label}: {in_words(details)} in {seconds:.1f} s", flush=True)
+        if run.config["kind"] in measure:
+            do_measurement(run, partial(measure[run.config["kind"]], run, data_dir), origin)
+        else:
+            outcomes[run.label] = do_training(run, origin)
+    report_divergence(outcomes)
 
 
-def in_words(details: Mapping[str, Any]) -> str:
-    """The numbers of a run, by name."""
+Measurement = tuple[list[np.ndarray], dict[str, Any], dict[str, str]]
+
+
+def do_measurement(run: Run, measure: Callable[[], Measurement], origin: Mapping[str, Any]) -> None:
+    """Measure, save, and print a line."""
+    started = time.monotonic()
+    arrays, details, data = measure()
+    seconds = round(time.monotonic() - started, 2)
+    run.context.show(0, {name: v for name, v in details.items() if isinstance(v, float)})
+    save_run(run, arrays, {**details, "wall_time_s": seconds}, {**origin, "data": data})
     numbers = {name: v for name, v in details.items() if isinstance(v, int | float)}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+    words = ", ".join(f"{name.replace('_', ' ')} {v:.4g}" for name, v in numbers.items())
+    print(f"{run.label}: {words} in {seconds:.1f} s", flush=True)

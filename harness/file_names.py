@@ -122,6 +122,21 @@ class ExactKey(Key):
     group: str
 
 
+@dataclass(frozen=True)
+class TrainedKey(Key):
+    """A group's word problem learned: the curve, and the accuracy by position at its end."""
+
+    templates = tuple(
+        f"{{task}}_{{group}}_{{length}}_{{block_size}}_{kind}_run_{{run}}.npy"
+        for kind in ("steps", "acc", "positions")
+    )
+    task: str
+    group: str
+    length: int
+    block_size: int | str
+    run: int
+
+
 # What a field looks like in a name, and how it is read; other fields are whole numbers.
 _FIELDS = {
     "model": (r"[A-Za-z0-9-]+", str),

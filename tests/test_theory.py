@@ -198,11 +198,11 @@ def test_blocks_that_do_not_fill_a_width_are_refused(changes, key):
 
 
 TINY = {
-    "runs": 2,
+    "runs": 1,
     "num_paths": 60,
     "paper_data": False,
     "hidden_dims": [4, 8],
-    "block_sizes": [2, "dense"],
+    "block_sizes": [2],
     "structure_hidden_dim": 4,
     "structure_block_sizes": [1, 2],
     "antisymmetric_levels": [3],
@@ -217,6 +217,23 @@ TINY = {
     "kernel_scale": 0.5,
     "exact_length": 30,
     "exact_sequences": 2,
+    "exact_groups": ["Z60"],
+    "trained_groups": {
+        "Z60": {"length": 3, "hidden_dim": 4, "learning_rate": 0.01, "block_sizes": [1, 2]}
+    },
+    "lengths_group": "Z60",
+    "lengths_trained": 3,
+    "lengths_tested": 6,
+    "lengths_hidden_dim": 4,
+    "lengths_block_sizes": [2, "dense"],
+    "lengths_max_steps": 2,
+    "max_steps": 2,
+    "eval_interval": 1,
+    "embedding_dim": 4,
+    "samples": 300,
+    "validation_samples": 20,
+    "test_samples": 30,
+    "batch_size": 20,
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from verdict.theory_results import Measured, TheoryResults
 
@@ -44,6 +45,11 @@ MEASURED = {"ms": 5, "capsize": 2.5, "elinewidth": 1.0}
 LEGEND = {"fontsize": 7.5, "frameon": False, "handlelength": 2.4}
 NOTE = {"fontsize": 7.5, "color": "0.25"}
 LAST = float("inf")  # where 'dense' stands among block sizes
+SHIFTS = (-0.09, -0.03, 0.03, 0.09)  # of the groups, so that none hides another
+POSITIONS = (20, 40, 100, 200, 500)
+LENGTHS_SIZE = (6, 4)  # inches
+LENGTHS_MARGINS = {"left": 0.1, "right": 0.975, "bottom": 0.125, "top": 0.93}
+FIT_FROM = 64  # H: below, fields have fewer features than the terms that count
 VISIBLE = 2  # to diagonal fields: antisymmetric terms up to this level
 
 Errors = dict[int | str, np.ndarray]
@@ -98,8 +104,11 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
             style |= {"mfc": "white"} if target == "volume" else {}
             errors = [found[:, 0] for found in rows.values()]
             draw_points(axes, list(rows), errors, **style)
-            slope = exponent(list(rows), [middle(row) for row in errors])
-            notes.append(f"{target}, {structure_name(size)}: RMSE as H^{slope:.2f}")
+            middles = {h: middle(row) for h, row in zip(rows, errors, strict=True) if h >= FIT_FROM}
+            if len(middles) > 1:
+                slope = exponent(list(middles), list(middles.values()))
+                words = f"RMSE as H^{slope:.2f} from H = {min(middles)} to {max(middles)}"
+                notes.append(f"{target}, {structure_name(size)}: {words}")
         if runs:
             axes.axhline(runs[0].values[0][1], **PREDICTION, ls=":")
     if not sizes:
@@ -226,23 +235,94 @@ def draw_kernel(axes: Axes, results: TheoryResults) -> list[str]:
 
 
 def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
-    """Each group's smallest faithful real representation, and what it solves untrained."""
+    """Accuracy at the last position against block size, beside the predicted size of each group."""
     notes = []
-    for name, style in GROUPS.items():
+    for shift, (name, style) in zip(SHIFTS, GROUPS.items(), strict=True):
+        notes += draw_trained(axes, results, name, shift)
         for run in results.of("exact", group=name):
             accuracy, margin = run.values[0].T
-            size = run.details["block_size"]
-            axes.axvline(size, **PREDICTION | {"color": style["color"]}, ls=":")
-            star = style | {"marker": "*", "ms": 12, "ls": "none", "mec": "black", "mew": 0.5}
-            axes.plot(size, accuracy.mean(), **star, label=f"{name}, untrained")
+            size, length = run.details["block_size"], run.config["length"]
+            axes.axvline(size + shift, **PREDICTION | {"color": style["color"]}, ls=":")
+            star = style | {"marker": "*", "ms": 11, "ls": "none", "mec": "black", "mew": 0.5}
+            axes.plot(size + shift, accuracy.min(), **star)
             notes.append(
-                f"{name}, untrained, length {run.config['length']:,}: accuracy {accuracy.min():.4f}"
-                f", smallest margin {margin.min():.4g} ({run.details['exact_margin']:.4g} exactly)"
+                f"{name}, untrained, length {length:,}: accuracy {accuracy.min():.4f}, smallest "
+                f"margin {margin.min():.4g} ({run.details['exact_margin']:.4g} without rounding)"
             )
-    if notes:
-        axes.set(xlabel="Block size k", ylabel="Accuracy", ylim=(-0.03, 1.06))
-        axes.legend(loc="center left", **LEGEND)
+    if not axes.has_data():
+        return []
+    axes.plot([], [], ls=":", **PREDICTION, label="predicted: the smallest faithful representation")
+    axes.plot([], [], marker="*", ls="none", ms=9, color="0.4", label="untrained, very long words")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="Block size k", ylabel="Accuracy at the last position", ylim=(-0.03, 1.06))
+    axes.legend(loc="center left", **LEGEND)
     return notes
+
+
+def draw_trained(axes: Axes, results: TheoryResults, name: str, shift: float) -> list[str]:
+    """What was learned of a group at the greatest length; returns the accuracies, in words."""
+    length = max((run.config["length"] for run in results.of("trained", group=name)), default=0)
+    found = defaultdict(list)
+    for run in results.of("trained", group=name, length=length):
+        found[run.config["block_size"]].append(run.values[2][-1])
+    if not found:
+        return []
+    sizes = sorted(found)
+    means = np.array([np.mean(found[k]) for k in sizes])
+    low, high = (np.array([pick(found[k]) for k in sizes]) for pick in (min, max))
+    reach = np.maximum([means - low, high - means], 0)
+    style = GROUPS[name] | {"lw": 1.0, "label": f"{name}, trained, L = {length}"}
+    axes.errorbar([k + shift for k in sizes], means, yerr=reach, **MEASURED, **style)
+    return [
+        f"{name}, trained at {length}, k = {k}: last position {mean:.4f} on average, from "
+        f"{least:.4f} to {most:.4f} in {len(found[k])} runs"
+        for k, mean, least, most in zip(sizes, means, low, high, strict=True)
+    ]
+
+
+def draw_lengths(results: TheoryResults) -> Figure | None:
+    """Accuracy against position of models trained at one length, where there are any."""
+    runs = results.of("lengths")
+    if not runs:
+        return None
+    figure = Figure(figsize=LENGTHS_SIZE)
+    axes = figure.subplots()
+    for size in sorted({run.config["block_size"] for run in runs}, key=by_size):
+        rows = np.array([r.values[2] for r in runs if r.config["block_size"] == size])
+        positions = 1 + np.arange(rows.shape[1])
+        color = STRUCTURES.get(size, OTHER_STRUCTURE)["color"]
+        label = f"{structure_name(size)}, {len(rows)} runs"
+        axes.plot(positions, np.median(rows, axis=0), color=color, lw=1.5, label=label)
+        axes.fill_between(positions, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15)
+    config = runs[0].config
+    axes.axvline(config["length"], **PREDICTION, ls="--", label="trained up to here")
+    axes.axhline(1 / runs[0].details["order"], **PREDICTION, ls=":", label="guessing")
+    axes.set(xscale="log", xlabel="Position", ylabel="Accuracy", ylim=(0, 1.03))
+    axes.set_xlim(1, positions[-1])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(f"{config['group']}: median over runs, and their range", fontsize=10)
+    axes.grid(alpha=0.25, lw=0.5)
+    axes.legend(loc="lower left", **LEGEND)
+    figure.subplots_adjust(**LENGTHS_MARGINS)
+    return figure
+
+
+def lengths_words(results: TheoryResults) -> list[str]:
+    """The accuracy at some positions, for each structure: median and range over runs."""
+    found = defaultdict(list)
+    for run in results.of("lengths"):
+        found[run.config["block_size"]].append(run.values[2])
+    words = []
+    for size in sorted(found, key=by_size):
+        rows = np.array(found[size])
+        shown = [p for p in POSITIONS if p <= rows.shape[1]]
+        texts = [
+            f"{np.median(rows[:, p - 1]):.3f} [{rows[:, p - 1].min():.3f}, "
+            f"{rows[:, p - 1].max():.3f}] at {p}"
+            for p in shown
+        ]
+        words.append(f"lengths, {structure_name(size)}: {'; '.join(texts)}")
+    return words
 
 
 PANELS: dict[str, Callable[[Axes, TheoryResults], list[str]]] = {

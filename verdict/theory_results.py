@@ -14,6 +14,7 @@ from verdict.results import UNVERIFIED, Problem, load_array
 
 # Axes of each file of a run, by its kind.
 AXES = {"fields": (1,), "floor": (1,), "algebra": (2,), "kernel": (1,), "exact": (2,)}
+AXES |= dict.fromkeys(("trained", "lengths"), (1, 1, 1))
 
 
 @dataclass(frozen=True)
