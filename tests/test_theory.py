@@ -8,6 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+import plot_theory
 from data_dir.finite_groups import GROUP_NAMES, group
 from data_dir.representations import representation
 from experiments import theory
@@ -27,8 +28,11 @@ from experiments.theory_kernel import (
     signature_kernel,
 )
 from harness.errors import ConfigError
+from harness.file_names import KernelKey
 from harness.paths import CONFIG_FOLDER, ROOT, THEORY_RESULTS
 from harness.records import read_record
+from recorded import write_record
+from run_experiment import main
 
 
 def sign(order) -> int:
@@ -195,6 +199,58 @@ def test_what_two_parts_measure_alike_is_one_run(tmp_path):
 def test_blocks_that_do_not_fill_a_width_are_refused(changes, key):
     with pytest.raises(ConfigError, match=rf"{key}: blocks of \d+ do not fill a width of \d+"):
         config_of(**changes)
+
+
+def write_kernel(results_dir, state_dim, errors):
+    folder = results_dir / THEORY_RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    key = KernelKey(state_dim)
+    (path,) = key.paths(folder)
+    np.save(path, np.array(errors))
+    write_record([path], {"kind": "kernel", **vars(key)})
+    return path
+
+
+def test_a_part_alone_is_drawn_and_the_others_are_said_to_be_missing(tmp_path, capsys):
+    for state_dim in (16, 64, 256):
+        write_kernel(tmp_path, state_dim, np.array([1.0, 1.0]) / np.sqrt(state_dim))
+    assert plot_theory.main(["--results-dir", str(tmp_path), "--strict"]) == 0
+    output = capsys.readouterr().out
+    assert "signature kernel: error as N^-0.50" in output
+    left_out = [line for line in output.splitlines() if line.startswith("left out")]
+    assert left_out == [
+        f"left out, no usable results: {p}" for p in ("width", "structure", "groups")
+    ]
+    assert sorted(p.name for p in tmp_path.glob("*.p*")) == ["theory.pdf", "theory.png"]
+
+
+@pytest.mark.parametrize("odd", ["another file", "no record", "another kind"])
+def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsys, odd):
+    write_kernel(tmp_path, 16, [0.5, 0.6])
+    broken = write_kernel(tmp_path, 32, [0.4, 0.5])
+    if odd == "another file":
+        np.save(broken, np.array([0.1]))
+    elif odd == "no record":
+        broken.with_suffix(".json").unlink()
+    else:
+        write_record([broken], {"kind": "word", "state_dim": 32})
+    assert plot_theory.main(["--results-dir", str(tmp_path), "--strict"]) == 1
+    output = capsys.readouterr()
+    assert f"warning: skipped {broken.with_suffix('')}" in output.err
+    assert "32" not in output.out
+
+
+def test_without_results_there_is_a_message_and_no_picture(tmp_path, capsys):
+    assert plot_theory.main(["--results-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"nothing to draw: no theory results in {tmp_path}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_models_theory_is_refused_with_what_there_is(capsys):
+    assert main(["-m", "SequenceModel", "-e", "theory"]) == 2
+    assert "-e theory: not an experiment of -m SequenceModel (allowed: toy, A5)" in (
+        capsys.readouterr().err
+    )
 
 
 TINY = {
