@@ -109,7 +109,6 @@ class Config(ExperimentConfig):
     lengths_learning_rate: PositiveFloat
     lengths_max_steps: PositiveInt
 
-    embedding_dim: PositiveInt
     samples: PositiveInt
     validation_samples: PositiveInt
     test_samples: PositiveInt
@@ -262,7 +261,7 @@ def trained(
 
 def training_settings(config: Config) -> dict[str, Any]:
     """What all trained models share."""
-    names = ("seed", "embedding_dim", "samples", "validation_samples", "test_samples")
+    names = ("seed", "samples", "validation_samples", "test_samples")
     names += ("batch_size", "short_batch_size", "dropout", "weight_decay", "eval_interval")
     return {name: getattr(config, name) for name in names}
 

@@ -285,7 +285,6 @@ TINY = {
     "lengths_max_steps": 2,
     "max_steps": 2,
     "eval_interval": 1,
-    "embedding_dim": 4,
     "samples": 300,
     "validation_samples": 20,
     "test_samples": 30,
