@@ -27,9 +27,17 @@ from experiments.theory_kernel import (
     random_states,
     signature_kernel,
 )
+from experiments.theory_training import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    a5_config,
+    all_pairs,
+    random_words,
+)
 from harness.errors import ConfigError
 from harness.file_names import KernelKey
-from harness.paths import CONFIG_FOLDER, ROOT, THEORY_RESULTS
+from harness.paths import CONFIG_FOLDER, RESULTS_DIR, ROOT, THEORY_RESULTS
 from harness.records import read_record
 from recorded import write_record
 from run_experiment import main
@@ -201,6 +209,34 @@ def test_blocks_that_do_not_fill_a_width_are_refused(changes, key):
         config_of(**changes)
 
 
+@pytest.mark.parametrize(("block_size", "blocks"), [(3, 3), ("dense", None)])
+def test_a_trained_run_is_the_a5_experiments_model_with_a_seed_of_its_own(block_size, blocks):
+    changes = {"lengths_block_sizes": [block_size], "parts": ["lengths"], "runs": 2}
+    first, second = (
+        a5_config(run.config) for run in theory.plan(config_of(**changes), RESULTS_DIR)
+    )
+    assert (first.blocks, first.step, first.time_channel) == (blocks, "fixed", False)
+    assert first.hidden_dim == 240 and first.embedding_dim is None
+    assert second == first.model_copy(update={"seed": first.seed + 1})
+
+
+def test_words_are_drawn_for_their_purpose_and_run_and_labelled_by_their_products(jax):
+    symbols = group("S5")
+    drawn = [
+        random_words(symbols, 40, 6, tag, (1, run))
+        for tag in (TRAINING, VALIDATION, TEST)
+        for run in (0, 1)
+    ]
+    assert len({batch.tokens.tobytes() for batch in drawn}) == 6
+    for batch in [*drawn, all_pairs(symbols)]:
+        for tokens, targets in zip(batch.tokens[:5], batch.targets[:5], strict=True):
+            permutation = np.arange(5)
+            for token, target in zip(tokens, targets, strict=True):
+                permutation = permutation[symbols.elements[token]]
+                assert (symbols.elements[target] == permutation).all()
+    assert len(np.unique(all_pairs(symbols).tokens, axis=0)) == 120**2
+
+
 def write_kernel(results_dir, state_dim, errors):
     folder = results_dir / THEORY_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,9 +289,10 @@ def test_another_models_theory_is_refused_with_what_there_is(capsys):
     )
 
 
+# Few shapes, since each is compiled.
 TINY = {
     "runs": 1,
-    "num_paths": 60,
+    "num_paths": 20,
     "paper_data": False,
     "hidden_dims": [4, 8],
     "block_sizes": [2],
@@ -264,8 +301,8 @@ TINY = {
     "antisymmetric_levels": [3],
     "antisymmetric_hidden_dim": 4,
     "antisymmetric_block_sizes": [1, 2],
-    "antisymmetric_paths": 200,
-    "antisymmetric_steps": 6,
+    "antisymmetric_paths": 20,
+    "antisymmetric_steps": 7,
     "algebra_block_sizes": [1, 2],
     "kernel_state_dims": [4, 8],
     "kernel_draws": 2,
@@ -275,13 +312,13 @@ TINY = {
     "exact_sequences": 2,
     "exact_groups": ["Z60"],
     "trained_groups": {
-        "Z60": {"length": 3, "hidden_dim": 4, "learning_rate": 0.01, "block_sizes": [1, 2]}
+        "Z60": {"length": 3, "hidden_dim": 4, "learning_rate": 0.01, "block_sizes": [2]}
     },
     "lengths_group": "Z60",
     "lengths_trained": 3,
     "lengths_tested": 6,
     "lengths_hidden_dim": 4,
-    "lengths_block_sizes": [2, "dense"],
+    "lengths_block_sizes": [2],
     "lengths_max_steps": 2,
     "max_steps": 2,
     "eval_interval": 1,
@@ -301,8 +338,8 @@ def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
     tmp_path, lattice_walks, write_toy_files, rng, jax
 ):
     for dim in (2, 3):
-        paths = lattice_walks(60, 8, dim)
-        write_toy_files(tmp_path / "data", paths, rng.uniform(-1, 1, 60).astype(np.float32))
+        paths = lattice_walks(20, 8, dim)
+        write_toy_files(tmp_path / "data", paths, rng.uniform(-1, 1, 20).astype(np.float32))
     words = ["-m", "LCDE", "-e", "theory", "--device", "cpu", "--data-dir", tmp_path / "data"]
     words += ["--results-dir", tmp_path / "results"]
     words += [w for key, v in TINY.items() for w in ("--set", f"{key}={json.dumps(v)}")]
