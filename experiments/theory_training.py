@@ -42,7 +42,6 @@ def do_training(run: Run, origin: Mapping[str, Any]) -> str:
     config, context = run.config, run.context
     symbols = group(config["group"])
     words = partial(random_words, symbols, seed=(config["seed"], config["run"]))
-    validation = words(config["validation_samples"], config["length"], VALIDATION)
     test = words(config["test_samples"], config["test_length"], TEST)
 
     def by_position(model: A5LinearCDE, data: Batch) -> np.ndarray:
@@ -50,7 +49,7 @@ def do_training(run: Run, origin: Mapping[str, Any]) -> str:
 
     data = lcde_a5.WordData(
         training=words(config["samples"], config["length"], TRAINING),
-        validation=validation,
+        validation=words(config["validation_samples"], config["length"], VALIDATION),
         pairs=all_pairs(symbols),
         digests={},
     )
@@ -58,7 +57,7 @@ def do_training(run: Run, origin: Mapping[str, Any]) -> str:
         a5_config(config),
         config["length"],
         data,
-        lambda model: float(by_position(model, validation)[-1]),
+        lambda model, batch: float(by_position(model, batch)[-1]),
     )
     process = {key: origin[key] for key in PROCESS if key in origin} | {"started": context.started}
     checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
