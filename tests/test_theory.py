@@ -36,7 +36,7 @@ from experiments.theory_training import (
     random_words,
 )
 from harness.errors import ConfigError
-from harness.file_names import KernelKey
+from harness.file_names import FieldsKey, KernelKey
 from harness.paths import CONFIG_FOLDER, RESULTS_DIR, ROOT, THEORY_RESULTS
 from harness.records import read_record
 from recorded import write_record
@@ -274,6 +274,20 @@ def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsy
     output = capsys.readouterr()
     assert f"warning: skipped {broken.with_suffix('')}" in output.err
     assert "32" not in output.out
+
+
+def test_fields_of_one_width_are_no_line_of_the_width_panel(tmp_path, capsys):
+    folder = tmp_path / THEORY_RESULTS
+    folder.mkdir()
+    for size, error in ((1, 0.04), (2, 0.01)):
+        key = FieldsKey("volume", 240, size, 0)
+        (path,) = key.paths(folder)
+        np.save(path, np.array([error, 0.0585]))
+        write_record([path], {"kind": "fields", **vars(key)})
+    assert plot_theory.main(["--results-dir", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "left out, no usable results: width" in output
+    assert "left out, no usable results: structure" not in output
 
 
 def test_without_results_there_is_a_message_and_no_picture(tmp_path, capsys):

@@ -42,7 +42,7 @@ GROUPS = {
 PREDICTION = {"color": "0.25", "lw": 1.1}
 MARK = {"color": "0.1", "marker": "_", "ms": 22, "mew": 1.6, "ls": "none"}
 MEASURED = {"ms": 5, "capsize": 2.5, "elinewidth": 1.0}
-LEGEND = {"fontsize": 7.5, "frameon": False, "handlelength": 2.4}
+LEGEND = {"fontsize": 7.5, "edgecolor": "none", "framealpha": 0.8, "handlelength": 2.4}
 NOTE = {"fontsize": 7.5, "color": "0.25"}
 LAST = float("inf")  # where 'dense' stands among block sizes
 SHIFTS = (-0.09, -0.03, 0.03, 0.09)  # of the groups, so that none hides another
@@ -98,7 +98,8 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
     notes, sizes = [], set()
     for target, dashes in DASHES.items():
         runs = results.of("fields", target=target)
-        for size, rows in lines_by_width(runs).items():
+        lines = lines_by_width(runs)
+        for size, rows in lines.items():
             sizes.add(size)
             style = STRUCTURES.get(size, OTHER_STRUCTURE) | {"ls": dashes, "lw": 1.2}
             style |= {"mfc": "white"} if target == "volume" else {}
@@ -109,7 +110,7 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
                 slope = exponent(list(middles), list(middles.values()))
                 words = f"RMSE as H^{slope:.2f} from H = {min(middles)} to {max(middles)}"
                 notes.append(f"{target}, {structure_name(size)}: {words}")
-        if runs:
+        if lines:
             axes.axhline(runs[0].values[0][1], **PREDICTION, ls=":")
     if not sizes:
         return []
