@@ -345,9 +345,9 @@ class LinearCDEByChannel(eqx.Module):
 class A5LinearCDE(eqx.Module):
     """The paper's one block for word problems (section 5.2): logits of the running products.
 
-    An embedding (V, E) ~ N(0, 1); the Linear CDE driven by (t, x_t) as values; dropout, a ReLU
-    layer from H to E, dropout, the residual, layer norm, a linear output. The released class of
-    this name (commit 18a0a8d), where E = H; every parameter from a key of its own, where that one
+    An embedding (V, E) ~ N(0, 1), E = H for the residual; the Linear CDE driven by (t, x_t) as
+    values; dropout, a ReLU layer, dropout, the residual, layer norm, a linear output. The released
+    class of this name (commit 18a0a8d); every parameter from a key of its own, where that one
     gives one key to four layers.
     """
 
@@ -364,25 +364,23 @@ class A5LinearCDE(eqx.Module):
         hidden_dim: int,
         *,
         key: PRNGKeyArray,
-        embedding_dim: int | None = None,
         block_size: int | None = None,
         time_channel: bool = True,
         step_length: int | None = None,
     ):
         """Draw the parameters for `vocabulary` tokens.
 
-        embedding_dim: E, None for H; block_size: None for a dense A; time_channel: whether t is a
-        control. step_length: the L whose 1/L is the Euler step at any length; None, the paper's,
-        for that of each sequence, which makes another equation of every length.
+        block_size: None for a dense A; time_channel: whether t is a control; step_length: the L
+        whose 1/L is the Euler step at any length; None, the paper's, for that of each sequence,
+        which makes another equation of every length.
         """
-        width = hidden_dim if embedding_dim is None else embedding_dim
         embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
         structure = {"block_size": block_size, "time_channel": time_channel}
-        self.embedding = jr.normal(embedding_key, (vocabulary, width), jnp.float32)
-        self.cde = LinearCDEByChannel(hidden_dim, width, key=cde_key, **structure)
-        self.mix = eqx.nn.Linear(hidden_dim, width, key=mix_key)
-        self.norm = eqx.nn.LayerNorm(width)
-        self.out = eqx.nn.Linear(width, vocabulary, key=out_key)
+        self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim), jnp.float32)
+        self.cde = LinearCDEByChannel(hidden_dim, hidden_dim, key=cde_key, **structure)
+        self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
+        self.norm = eqx.nn.LayerNorm(hidden_dim)
+        self.out = eqx.nn.Linear(hidden_dim, vocabulary, key=out_key)
         self.step_length = step_length
 
     def __call__(

@@ -47,7 +47,6 @@ class Config(LinearCDEConfig):
     samples: Annotated[int, Field(ge=10)]
     data_seed: Annotated[int, Field(ge=0)]
     train_fraction: Fraction
-    embedding_dim: PositiveInt | None
     step: Literal["length", "fixed"]
     time_channel: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -70,7 +69,7 @@ class Config(LinearCDEConfig):
     def identity(self) -> dict[str, Any]:
         """As the others', without the keys that older records lack, where they are the paper's."""
         settings = super().identity()
-        papers = {"embedding_dim": None, "step": "length", "time_channel": True}
+        papers = {"step": "length", "time_channel": True}
         return {k: v for k, v in settings.items() if k not in papers or papers[k] != v}
 
 
@@ -176,7 +175,6 @@ def model_of(settings: Mapping[str, Any], key: "PRNGKeyArray") -> "A5LinearCDE":
         group(settings["group"]).order,
         settings["hidden_dim"],
         key=key,
-        embedding_dim=settings.get("embedding_dim"),
         block_size=settings.get("block_size"),
         time_channel=settings.get("time_channel", True),
         step_length=settings["length"] if settings.get("step") == "fixed" else None,

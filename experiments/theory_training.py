@@ -94,7 +94,6 @@ def a5_config(config: Mapping[str, Any]) -> lcde_a5.Config:
         "lengths": [config["length"]],
         "structure": "dense" if dense else "block_diagonal",
         "block_size": 1 if dense else config["block_size"],
-        "embedding_dim": None,
         "eval_batch_size": EVAL_BATCH_SIZE,
     }
     return lcde_a5.Config(**settings)
