@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError, UnavailableError
+from harness.records import provenance
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,18 @@ def jax_device(name: str) -> str:
             "pip install 'jax[cuda12]' (see environments/environment-jax.yml), or use --device cpu"
         ) from None
     return device.device_kind if device.platform == "gpu" else device.platform
+
+
+def origin_of_jax_runs(packages: Sequence[str], device: str) -> dict[str, Any]:
+    """How runs are being made, for their records: the number of BLAS's threads decides last bits.
+
+    Raises: UnavailableError.
+    """
+    from threadpoolctl import threadpool_info
+
+    origin = provenance(packages, jax_device(device))
+    threads = [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+    return {**origin, "threads": max(threads, default=1)}
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from pydantic import Field, model_validator
 
 from data_dir.a5_dataset import load_word_problem, split, training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
-from experiments.devices import jax_device, jax_numbers
+from experiments.devices import jax_device, jax_numbers, origin_of_jax_runs
 from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run, do_runs
 from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
-from harness.records import Run, provenance
+from harness.records import Run
 from kernels.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do
     names the runs that diverged.
     """
     keep_freed_memory()
-    origin = provenance(PACKAGES, jax_device(device))
+    origin = origin_of_jax_runs(PACKAGES, device)
     do_runs(runs, partial(prepare, config, data_dir / WORD_DATA), origin, do)
 
 

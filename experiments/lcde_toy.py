@@ -8,7 +8,8 @@ of a path, N paths.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -18,13 +19,13 @@ from jaxtyping import Float, Integer
 from pydantic import Field, model_validator
 
 from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
-from experiments.devices import jax_device, jax_numbers
+from experiments.devices import jax_numbers, origin_of_jax_runs
 from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
 from harness.file_names import ToyScoreKey
 from harness.machine import available_cores
 from harness.paths import TOY_RESULTS
 from harness.progress import progress_bar
-from harness.records import Run, provenance, save_run
+from harness.records import Run, save_run
 
 if TYPE_CHECKING:
     from jaxtyping import PRNGKeyArray
@@ -89,7 +90,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
 
     Raises: UnavailableError, DataError, OSError, FloatingPointError.
     """
-    origin = provenance(PACKAGES, jax_device(device))
+    origin = origin_of_jax_runs(PACKAGES, device)
     solve = solver_of(config)
     errors: dict[int, list[float]] = {}
     loaded = None
@@ -130,24 +131,33 @@ def do_run(
     solve: Solver,
 ) -> tuple[float, dict[str, float]]:
     """Draw the run's model, compute its features, fit the readout: the MSE, and what it took."""
-    from equinox import EquinoxRuntimeError
-
-    from linear_cde import LinearCDE, most_steps, train_linear
+    from linear_cde import LinearCDE, train_linear
 
     started = time.monotonic()
     key = model_key(config.seed, run.config["run"])
     model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=key, block_size=config.blocks)
-    try:
+    with naming_a_failed_solve(run.label, dataset.paths):
         features = features_of(model, dataset.paths, shared, config, solve, run.label)
-    except EquinoxRuntimeError:
-        raise FloatingPointError(
-            f"{run.label}: the solver failed: within {most_steps(dataset.paths.shape[1])} steps it "
-            f"found no solution that meets rtol {config.rtol} and atol {config.atol}"
-        ) from None
     features_s = time.monotonic() - started
     mse = train_linear(features, dataset.labels, dataset.num_train)
     wall_time_s = time.monotonic() - started
     return mse, {"features_s": round(features_s, 2), "wall_time_s": round(wall_time_s, 2)}
+
+
+@contextmanager
+def naming_a_failed_solve(label: str, paths: Float[np.ndarray, "N n d"]) -> Iterator[None]:
+    """Raises: FloatingPointError with the run's label, where the adaptive solver gives up."""
+    from equinox import EquinoxRuntimeError
+
+    from linear_cde import most_steps
+
+    try:
+        yield
+    except EquinoxRuntimeError:
+        raise FloatingPointError(
+            f"{label}: the solver failed: within {most_steps(paths.shape[1])} steps it found no "
+            "solution that meets rtol and atol"
+        ) from None
 
 
 def model_key(seed: int, run: int) -> PRNGKeyArray:

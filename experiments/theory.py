@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_dir.datasets import training_paths
 from data_dir.finite_groups import GROUP_NAMES
-from experiments.devices import jax_device, jax_numbers
+from experiments.devices import jax_numbers, origin_of_jax_runs
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from experiments.theory_antisymmetry import do_algebra, do_floor
 from experiments.theory_fields import ANTISYMMETRIC, TOY_TARGETS, do_fields, load_target
@@ -33,7 +33,7 @@ from harness.file_names import (
     TrainedKey,
 )
 from harness.paths import THEORY_RESULTS
-from harness.records import Run, provenance, save_run
+from harness.records import Run, save_run
 from kernels.allocator import keep_freed_memory
 
 EXTRA = "jax"
@@ -109,7 +109,7 @@ class Config(ExperimentConfig):
     lengths_learning_rate: PositiveFloat
     lengths_max_steps: PositiveInt
 
-    samples: PositiveInt
+    samples: Annotated[int, Field(ge=10)]
     validation_samples: PositiveInt
     test_samples: PositiveInt
     batch_size: PositiveInt
@@ -207,7 +207,7 @@ def plan_groups(config: Config) -> Iterator[Planned]:
 def plan_lengths(config: Config) -> Iterator[Planned]:
     """A group learned at one length with a fixed step and without time, tested far beyond."""
     settings = training_settings(config)
-    settings |= {"max_steps": config.lengths_max_steps, "stop_accuracy": 1.0}
+    settings |= {"max_steps": config.lengths_max_steps, "stop_accuracy": None}
     settings |= {"hidden_dim": config.lengths_hidden_dim, "step": "fixed", "time_channel": False}
     settings |= {"learning_rate": config.lengths_learning_rate}
     settings |= {"test_length": config.lengths_tested}
@@ -292,7 +292,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
         "kernel": do_kernel,
         "exact": do_exact,
     }
-    origin = provenance(PACKAGES, jax_device(device))
+    origin = origin_of_jax_runs(PACKAGES, device)
     outcomes = {}
     for run in runs:
         if run.config["kind"] in measure:

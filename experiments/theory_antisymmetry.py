@@ -99,8 +99,8 @@ def do_floor(run: Run, data_dir: Path) -> tuple[list[np.ndarray], dict[str, Any]
 def invisible_to_diagonal(paths: Float[np.ndarray, "N n 3"]) -> float:
     """RMS of what diagonal fields cannot see of S^123, over that of S^123.
 
-    It is half of Σ_{i<j<k} ΔX¹_i (ΔX²_j ΔX³_k − ΔX³_j ΔX²_k), if increments are independent and
-    symmetric: docs/theory.md has the proof.
+    It is half of Σ_{i<j<k} ΔX¹_i (ΔX²_j ΔX³_k − ΔX³_j ΔX²_k), if increments are independent,
+    alike and of mean 0: docs/theory.md has the proof.
     """
     x, y, z = np.moveaxis(np.diff(paths.astype(np.float64), axis=1), (2, 1), (0, 1))
     left = (ordered_sums(x, y, z) - ordered_sums(x, z, y)) / 2

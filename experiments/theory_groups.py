@@ -1,7 +1,7 @@
 """Word problems solved without training: a Linear CDE whose blocks are a group's representation.
 
-y_i = y_{i-1} + (ρ(x_i) − I) y_{i-1} multiplies matrices as the group multiplies elements, at any
-length. Letters: k block size, H = Σ k² hidden width, V elements, L tokens of a sequence.
+y_i = y_{i-1} + (ρ(x_i)ᵀ − I) y_{i-1} holds ρ(x_1 … x_i)ᵀ at any length. Letters: k block size,
+H = Σ k² hidden width, V elements, L tokens of a sequence.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from data_dir.finite_groups import Group, group
 from experiments import lcde_a5
 from experiments.training_loop import PROCESS, Schedule, train
 from harness.checkpoints import Checkpoints, checkpoint_folder
-from harness.records import Run, save_run
+from harness.records import Run, save_run, steps_to_keep
 
 if TYPE_CHECKING:
     from experiments.lcde_training import Batch
@@ -70,6 +70,7 @@ def do_training(run: Run, origin: Mapping[str, Any]) -> str:
             run.label,
             evaluated=lambda history: context.show(history.steps[-1], history.latest("accuracy")),
             stop=context.stop,
+            goes_on=steps_to_keep(run) >= 0,
         )
         accuracies = by_position(trainable.state.model, test)
         details = {"outcome": outcome, "history": history.named("accuracy")}
@@ -95,6 +96,7 @@ def a5_config(config: Mapping[str, Any]) -> lcde_a5.Config:
         "structure": "dense" if dense else "block_diagonal",
         "block_size": 1 if dense else config["block_size"],
         "eval_batch_size": EVAL_BATCH_SIZE,
+        "stop_accuracy": 1.0,  # when to stop is for `schedule_of` to say
     }
     return lcde_a5.Config(**settings)
 

@@ -13,6 +13,7 @@ from experiments.devices import jax_device, jax_numbers
 from experiments.schema import ExperimentConfig
 from experiments.training_loop import Prepared, Schedule, Trainable
 from harness.checkpoints import checkpoint_folder
+from harness.errors import ConfigError
 from harness.machine import describe_machine
 from harness.records import Run, Status, run_state, steps_to_keep
 
@@ -62,8 +63,13 @@ def print_hours(
 
     Nothing is saved but data, which are made where they are missing, as runs do.
     published_stop: for a run's config the step at which the paper's run was solved, if known.
-    Raises: as the experiment's `run`.
+    Raises: ConfigError; as the experiment's `run`.
     """
+    if not hasattr(experiment, "prepare") and not hasattr(experiment, "solver_of"):
+        raise ConfigError(
+            "--time: not with -e theory, whose runs take seconds to minutes, as its records say "
+            "(allowed: -e toy, -e A5)"
+        )
     missing = [run for run in runs if run_state(run).status is Status.MISSING]
     machine, load = describe_machine(), os.getloadavg()[0]
     print(f"on {machine['cpu']}, {machine['cores']} cores, which had a load of {load:.1f} before:")

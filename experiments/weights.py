@@ -45,7 +45,10 @@ class Made(BaseModel):
 def check_saving(experiment: ModuleType, folder: Path) -> None:
     """Raises: ConfigError, where nothing is trained; ResultsError, where nothing can be written."""
     if not hasattr(experiment, "trained_model"):
-        raise ConfigError("--save-model: this Linear CDE is drawn from its seed, not trained")
+        raise ConfigError(
+            "--save-model: random Linear CDEs are drawn from their seed, and -e theory keeps no "
+            "parameters (allowed: -m SequenceModel, or -m LCDE -e A5)"
+        )
     check_writable(folder)
 
 

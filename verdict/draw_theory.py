@@ -115,6 +115,8 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
     if not sizes:
         return []
     for floor in results.of("floor"):
+        least, zero = floor.values[0]
+        notes.append(f"volume, diagonal: not below {least:.4g}; predicting zero {zero:.4g}")
         axes.axhline(floor.values[0][0], **PREDICTION, ls="--")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -252,7 +254,7 @@ def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
             )
     if not axes.has_data():
         return []
-    axes.plot([], [], ls=":", **PREDICTION, label="predicted: the smallest faithful representation")
+    axes.plot([], [], ls=":", **PREDICTION, label="predicted: largest block of the representation")
     axes.plot([], [], marker="*", ls="none", ms=9, color="0.4", label="untrained, very long words")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="Block size k", ylabel="Accuracy at the last position", ylim=(-0.03, 1.06))
@@ -283,7 +285,7 @@ def draw_trained(axes: Axes, results: TheoryResults, name: str, shift: float) ->
 
 def draw_lengths(results: TheoryResults) -> Figure | None:
     """Accuracy against position of models trained at one length, where there are any."""
-    runs = results.of("lengths")
+    runs = lengths_runs(results)
     if not runs:
         return None
     figure = Figure(figsize=LENGTHS_SIZE)
@@ -308,10 +310,18 @@ def draw_lengths(results: TheoryResults) -> Figure | None:
     return figure
 
 
+def lengths_runs(results: TheoryResults) -> list[Measured]:
+    """Those of one task, with the greatest lengths: others are not to be averaged with them."""
+    names = ("length", "test_length", "group")
+    runs = results.of("lengths")
+    tasks = [tuple(run.config[name] for name in names) for run in runs]
+    return [run for run, task in zip(runs, tasks, strict=True) if task == max(tasks)]
+
+
 def lengths_words(results: TheoryResults) -> list[str]:
     """The accuracy at some positions, for each structure: median and range over runs."""
     found = defaultdict(list)
-    for run in results.of("lengths"):
+    for run in lengths_runs(results):
         found[run.config["block_size"]].append(run.values[2])
     words = []
     for size in sorted(found, key=by_size):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import ResultFileError
+from harness.outcomes import diverged
 from harness.paths import THEORY_RESULTS
 from harness.records import Record, read_record
 from verdict.results import UNVERIFIED, Problem, load_array
@@ -52,7 +53,9 @@ def load_theory_results(results_dir: Path) -> TheoryResults:
         try:
             record = read_record(path)
             recorded |= {path.with_name(name) for name in record.files}
-            if record.files:
+            if diverged(record.outcome):
+                results.problems.append(Problem(path, f"its training {record.outcome}"))
+            elif record.files:
                 values = tuple(_arrays(path, record))
                 results.runs.append(Measured(record.config, values, record.model_extra))
         except ResultFileError as error:
