@@ -75,7 +75,7 @@ def evaluation(experiment, config, run, data_dir):
 @pytest.mark.parametrize("path", THEORY, ids=lambda path: path.stem)
 def test_every_committed_measurement_of_the_theory_is_in_the_shipped_plan(path, tmp_path):
     record, theory = read_record(path), import_module("experiments.theory")
-    config = load_config(theory.Config, CONFIG_FOLDER / "theory.yaml")
+    config = load_config(theory.Config, CONFIG_FOLDER / "theory.yaml", {})
     runs = {run.record.name: run for run in theory.plan(config, tmp_path)}
     assert runs[path.name].config == record.config
     assert {file.name for file in runs[path.name].files} == record.files.keys()

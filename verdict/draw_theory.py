@@ -172,7 +172,7 @@ def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
     axes.axhline(1, **PREDICTION, ls=":")
     axes.set_xticks(range(len(names)), [str(name) for name in names])
     axes.set(yscale="log", xlabel="Block size k", ylabel="Validation RMSE / predicting zero")
-    axes.legend(loc="lower left", **LEGEND)
+    axes.legend(loc="center right", **LEGEND)
     return []
 
 
@@ -257,8 +257,9 @@ def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
     axes.plot([], [], ls=":", **PREDICTION, label="predicted: largest block of the representation")
     axes.plot([], [], marker="*", ls="none", ms=9, color="0.4", label="untrained, very long words")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Block size k", ylabel="Accuracy at the last position", ylim=(-0.03, 1.06))
-    axes.legend(loc="center left", **LEGEND)
+    axes.set(xlabel="Block size k", ylabel="Accuracy at the last position")
+    axes.set(ylim=(-0.03, 1.5), yticks=np.linspace(0, 1, 6))  # room for the legend above
+    axes.legend(loc="upper left", ncols=2, **LEGEND)
     return notes
 
 
