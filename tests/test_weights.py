@@ -234,5 +234,5 @@ def test_the_command_saves_models_of_runs_it_does_and_of_those_done_before(tmp_p
 def test_the_random_linear_cde_has_nothing_to_save(tmp_path, capsys):
     words = ["-m", "LCDE", "-e", "toy", "--results-dir", str(tmp_path / "results")]
     assert main([*words, "--save-model", str(tmp_path / "weights")]) == 2
-    assert "--save-model: this Linear CDE is drawn" in capsys.readouterr().err
+    assert "--save-model: random Linear CDEs are drawn" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

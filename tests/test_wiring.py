@@ -520,8 +520,8 @@ def test_rows_are_evaluated_so_many_together(experiment, parts, toy_files, monke
     metric = "root_mean_square_error" if experiment is ssm_toy else "accuracy"
     sizes = []
 
-    def sized(*arguments):
-        sizes.append(arguments[-1])
+    def sized(*arguments, **named):
+        sizes.append(named.get("batch_size", arguments[-1]))
         return 0.0
 
     monkeypatch.setattr(f"experiments.{module}.{metric}", sized)
