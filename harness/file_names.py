@@ -5,9 +5,12 @@ curve first the steps.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class Key:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all its files."""
-        texts = {name: _text(name, value) for name, value in vars(self).items()}
-        return tuple(template.format(**texts) for template in self.templates)
+        """The names of all its files; a field that is None is left out."""
+        names = (template.format(**vars(self)) for template in self.templates)
+        return tuple(name.replace("_None", "") for name in names)
 
     def paths(self, folder: Path) -> tuple[Path, ...]:
         """Its files in a folder."""
@@ -49,7 +52,7 @@ class ToyCurveKey(Key):
     depth: int
     nonlinear: bool
     input_dim: int
-    learning_rate: float
+    learning_rate: FiniteFloat
     hidden_dim: int
     run: int
 
@@ -67,14 +70,14 @@ class A5CurveKey(Key):
     """A run of a sequence model on A5; `batch_size` is None where the name is silent."""
 
     templates = tuple(
-        "{model}_{length}_{depth}_{learning_rate}_{hidden_dim}{batch_size}"
-        f"_{kind}_run_{{seed}}.npy"
+        f"{{model}}_{{length}}_{{depth}}_{{learning_rate}}_{{hidden_dim}}_{{batch_size}}_{kind}"
+        "_run_{seed}.npy"
         for kind in ("steps", "acc")
     )
     model: str
     length: int
     depth: int
-    learning_rate: float
+    learning_rate: FiniteFloat
     hidden_dim: int
     seed: int
     batch_size: int | None = None
@@ -137,46 +140,19 @@ class TrainedKey(Key):
     run: int
 
 
-# What a field looks like in a name, and how it is read; other fields are whole numbers.
-_FIELDS = {
-    "model": (r"[A-Za-z0-9-]+", str),
-    "nonlinear": ("True|False", lambda text: text == "True"),
-    "learning_rate": (r"\d[\d.e+-]*", float),
-    "batch_size": (r"(?:_[1-9]\d*)?", lambda text: int(text[1:]) if text else None),
-}
-_WHOLE_NUMBER = (r"\d+", int)
-
-
-def _text(name: str, value: object) -> object:
-    match name:
-        case "learning_rate":
-            return float(value)
-        case "nonlinear":
-            return bool(value)
-        case "batch_size":
-            return "" if value is None else f"_{value}"
-    return value
-
-
 def parse_name(name: str) -> Key | None:
     """What a file's name says of its run, or None for any other name."""
-    for key in (ToyScoreKey, ToyCurveKey, A5ScoreKey, A5CurveKey):
-        for template in key.templates:
-            pattern = re.sub(r"\{(\w+)\}", _group, template.removesuffix(".npy")) + r"\.npy"
+    for kind in (ToyScoreKey, ToyCurveKey, A5ScoreKey, A5CurveKey):
+        for template in kind.templates:
+            # Every field may be absent here; a key without one that it needs is refused below.
+            value = r"(?:\1(?P<\2>[A-Za-z0-9][A-Za-z0-9.-]*))?"
+            pattern = re.sub(r"(_?)\\\{(\w+)\\\}", value, re.escape(template))
             if match := re.fullmatch(pattern, name):
-                try:
-                    return key(**{n: _field(n)[1](text) for n, text in match.groupdict().items()})
-                except ValueError:  # digits and dots that are no number
-                    return None
+                texts = {field: text for field, text in match.groupdict().items() if text}
+                with suppress(ValidationError):
+                    key = TypeAdapter(kind).validate_strings(texts)
+                    return key if name in key.names else None
     return None
-
-
-def _group(field: re.Match) -> str:
-    return f"(?P<{field[1]}>{_field(field[1])[0]})"
-
-
-def _field(name: str) -> tuple:
-    return _FIELDS.get(name, _WHOLE_NUMBER)
 
 
 def configuration_label(model: str, depth: int, nonlinear: bool) -> str:

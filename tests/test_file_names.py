@@ -56,6 +56,9 @@ def test_a_name_says_which_run_made_it(key):
         "rmse_100_Mamba_True_2_0.0001_256_3_run_4.npy.tmp",
         ".lin_cde_mse_2_run_0.npy",
         "lin_cde_mse_2_run_0.npy.tmp",
+        "lin_cde_mse_02_run_0.npy",
+        "S4_5_2_1e-4_1024_acc_run_2345.npy",
+        "S4_5_2_nan_1024_acc_run_2345.npy",
     ],
 )
 def test_other_names_are_of_no_run(name):
