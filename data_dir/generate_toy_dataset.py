@@ -14,7 +14,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_dir.toy_fingerprints import check_fingerprint, load_fingerprints
-from harness.atomic_files import save_array
+from harness.atomic_files import npy_bytes, write_together
 from harness.errors import DataError
 from harness.paths import DATA_DIR, TOY_DATA
 
@@ -80,9 +80,8 @@ def write_toy_dataset(folder: Path, input_dim: int) -> None:
 
     Raises: DataError, OSError. Existing files are replaced only by verified data.
     """
-    data, labels = make_toy_dataset(input_dim)
-    save_array(folder / f"labels_{input_dim}.npy", labels)
-    save_array(folder / f"data_{input_dim}.npy", data)
+    arrays = zip(("data", "labels"), make_toy_dataset(input_dim), strict=True)
+    write_together([(folder / f"{kind}_{input_dim}.npy", npy_bytes(x)) for kind, x in arrays])
 
 
 def main(argv: list[str] | None = None) -> int:

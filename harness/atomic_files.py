@@ -21,12 +21,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     temporary file is removed and `path` stays as it was.
     Raises: OSError, when the folder cannot be written or the disk is full.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with _temporary_beside(path) as temporary, _naming(path, temporary):
-        with temporary.open(mode, **text) as handle:
-            yield handle
-            _to_disk(handle)
-        temporary.replace(path)
+    with _replacing(path, mode) as handle:
+        yield handle
+        _to_disk(handle)
 
 
 def write_together(contents: Sequence[tuple[Path, bytes]]) -> None:
@@ -36,26 +33,15 @@ def write_together(contents: Sequence[tuple[Path, bytes]]) -> None:
     it ends with. Raises: OSError, with every file as it was before.
     """
     with ExitStack() as stack:
-        staged = [(stack.enter_context(_temporary_beside(path)), path) for path, _ in contents]
-        for (temporary, path), (_, data) in zip(staged, contents, strict=True):
-            with _naming(path, temporary), temporary.open("wb") as handle:
-                handle.write(data)
-                _to_disk(handle)
-        for temporary, path in staged:
-            with _naming(path, temporary):
-                temporary.replace(path)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write one array as .npy, atomically and without pickle. Raises: OSError, ValueError."""
-    with atomic_write(path) as handle:
-        # Not np.save to the file itself: on a full disk that hides the reason.
-        handle.write(npy_bytes(array))
+        for path, data in reversed(contents):  # the stack ends with the first
+            handle = stack.enter_context(_replacing(path, "wb"))
+            handle.write(data)
+            _to_disk(handle)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """The bytes of an array's .npy file, without pickle. Raises: ValueError."""
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # np.save to a file hides why it fails on a full disk
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
@@ -67,26 +53,26 @@ def remove_temporaries(path: Path) -> None:
 
 
 @contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, mode: str) -> Iterator[IO]:
+    """Open a temporary file that gets the name `path` when the block ends.
+
+    Errors name `path`: a full disk names no file, others the temporary one.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder has the name of the file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Errors name the file that was to be written: a full disk names none, others the temporary."""
-    try:
-        yield
+        with temporary.open(mode, **text) as handle:
+            yield handle
+        temporary.replace(path)
     except OSError as error:
         if error.errno is not None and str(error.filename) in ("None", str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _to_disk(handle: IO) -> None:
