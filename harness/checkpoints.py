@@ -115,10 +115,10 @@ class Checkpoints:
         if record["format"] != FORMAT:
             self._refuse(f"format {record['format']} where this version reads {FORMAT}")
         found = record["config"]
+        difference = f"another config: {config_difference(found, self.config)}"
         if not continues(self.config, found, SCHEDULE):
-            self._refuse(config_difference(found, self.config))
+            self._refuse(difference)
         if not continues(self.config, found):
-            difference = config_difference(found, self.config)
             print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
             self.remove()
             return None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -104,10 +105,6 @@ class Record(BaseModel):
         return path.is_file() and self.files.get(path.name) == _sha256(path.read_bytes())
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def read_record(path: Path) -> Record:
     """The record in a file. Raises: FileNotFoundError; ResultFileError, which says what is odd."""
     try:
@@ -132,7 +129,7 @@ class RunContext:
     # Shows values by name at a step, while the run goes on.
     show: Show = lambda step, values: None
     # When this process began it (UTC).
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True)
@@ -176,31 +173,30 @@ def run_state(run: Run) -> RunState:
         if never_began and continues(run.config, found.config, SCHEDULE):
             return RunState(run, Status.DONE, found.outcome)
         return _still_to_do(run)
-    if not run.record.exists():
-        reason = f"{run.files[0]} has no record ({run.record.name}), so its config is unknown"
-        return RunState(run, Status.CONFLICT, reason)
+    conflict = partial(RunState, run, Status.CONFLICT)
     try:
         record = read_record(run.record)
+    except FileNotFoundError:
+        name = run.record.name
+        return conflict(f"{run.files[0]} has no record ({name}), so its config is unknown")
     except ResultFileError as error:
-        return RunState(run, Status.CONFLICT, f"{run.record}: {error}")
+        return conflict(f"{run.record}: {error}")
     config, ended = record.config, record.outcome
+    difference = config_difference(config, run.config)
     by_itself = ended == "solved" or diverged(ended)
     further = ended != UNFINISHED and ends_later(run.config, config)
     if not continues(run.config, config, SCHEDULE if by_itself or further else HORIZON):
-        return RunState(
-            run, Status.CONFLICT, f"{run.files[0]} has {config_difference(config, run.config)}"
-        )
+        return conflict(f"{run.files[0]} has another config: {difference}")
     if ended == UNFINISHED:
         return _still_to_do(run, "unfinished: its files hold the results so far")
     for path in run.files:
         if not record.describes(path):
-            return RunState(run, Status.CONFLICT, f"{path} is not the file its record describes")
-    if config == run.config:
+            return conflict(f"{path} is not the file its record describes")
+    if not difference:
         return RunState(run, Status.DONE)
     if by_itself:
-        return RunState(run, Status.DONE, f"{ended}, with {_differences(config, run.config)}")
-    differences = _differences(config, run.config)
-    return _still_to_do(run, f"its files end earlier, and stay until it is as far: {differences}")
+        return RunState(run, Status.DONE, f"{ended}, with {difference}")
+    return _still_to_do(run, f"its files end earlier, and stay until it is as far: {difference}")
 
 
 def _still_to_do(run: Run, reason: str = "") -> RunState:
@@ -339,45 +335,36 @@ def latest_metric(run: Run) -> str:
 def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
     """How this process makes results: command line, version, commit, packages, hardware."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    commit = _git("rev-parse", "HEAD")
-    changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    commit, dirty = _commit()
     return {
         "version": project["version"],
         "command": shlex.join(sys.argv),
         "host": socket.gethostname(),
-        "commit": commit or None,
-        "dirty": changed if commit else None,
+        "commit": commit,
+        "dirty": dirty,
         "packages": package_versions(packages),
         "device": device,
         "machine": describe_machine(),
     }
 
 
-def _git(*words: str) -> str:
-    """Standard output of a git command in the repository; empty without git or a clone."""
+def _commit() -> tuple[str, bool] | tuple[None, None]:
+    """The repository's commit, and whether files differ from it; None without git or a clone."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
+        done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None, None
+    commit, _, dirty = done.stdout.strip().partition("-")
+    return commit, bool(dirty)
 
 
 def config_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """That two configs differ, with the keys and both values, in words."""
-    return f"another config: {_differences(found, wanted)}"
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    keys = sorted(set(found) | set(wanted))
+    """The keys in which two configs differ, with both values, in words; empty where none does."""
     absent = "nothing"
-    parts = [
-        f"{key} {found.get(key, absent)!r} where this run has {wanted.get(key, absent)!r}"
-        for key in keys
-        if found.get(key, absent) != wanted.get(key, absent)
-    ]
-    return ", ".join(parts)
+    pairs = {key: (found.get(key, absent), wanted.get(key, absent)) for key in {*found, *wanted}}
+    parts = [f"{key} {a!r} where this run has {b!r}" for key, (a, b) in pairs.items() if a != b]
+    return ", ".join(sorted(parts))
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
