@@ -32,10 +32,11 @@ def checkpoint_folder(run: Run) -> Path:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands: arrays by name, and a JSON-like state."""
+    """Where a run stands: arrays by name, and a JSON-like state; `record`: all of `STATE`."""
 
     arrays: Mapping[str, np.ndarray]
     state: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
 class Checkpoints:
@@ -65,7 +66,7 @@ class Checkpoints:
         """Save a checkpoint and drop all but the last two. Raises: OSError, nothing lost."""
         self.confirm()
         record = {"format": FORMAT, "config": self.config, "state": dict(state)}
-        record["processes"] = self.processes
+        record |= {"processes": self.processes}
         content = _packed(arrays, record)
         with atomic_write(self.folder / f"step_{step:09d}.npz") as file:
             file.write(content)
@@ -82,16 +83,32 @@ class Checkpoints:
         """
         if any(self.folder.glob("step_*.json")):
             self._refuse(f"a format before 3 where this version reads {FORMAT}")
-        content = self._newest()
-        return None if content is None else self._unpacked(content, like)
+        newest = self._newest()
+        if newest is None:
+            return None
+        form, config = newest.record["format"], newest.record["config"]
+        if form != FORMAT:
+            self._refuse(f"format {form} where this version reads {FORMAT}")
+        difference = f"another config: {config_difference(config, self.config)}"
+        if not continues(self.config, config, SCHEDULE):
+            self._refuse(difference)
+        if not continues(self.config, config):
+            print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
+            self.remove()
+            return None
+        for name in [*like, *newest.arrays.keys() - like.keys()]:
+            found, expected = _kind(newest.arrays.get(name)), _kind(like.get(name))
+            if found != expected:
+                self._refuse(f"{found} as the array {name} where this run has {expected}")
+        self.processes = [*newest.record.get("processes", []), *self.processes]
+        return newest
 
     def kept(self) -> Checkpoint | None:
         """The newest whole checkpoint if it is of just this config, only read; else None."""
-        content = self._newest()
-        record, arrays = _read(content) if content is not None else ({}, {})
-        if record.get("format") != FORMAT or record["config"] != self.config:
-            return None
-        return Checkpoint(arrays, record["state"])
+        newest = self._newest()
+        if newest and (newest.record["format"], newest.record["config"]) == (FORMAT, self.config):
+            return newest
+        return None
 
     def keep(self, count: int) -> None:
         """Drop all but the last ones, and what a killed process was writing."""
@@ -102,32 +119,20 @@ class Checkpoints:
         """Drop all checkpoints: the run is to start over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _newest(self) -> bytes | None:
+    def _newest(self) -> Checkpoint | None:
         for path in reversed(self._files()):
             try:
-                return _whole(path)
+                content = path.read_bytes()
+                if _digest(content[:-DIGEST_BYTES]) != content[-DIGEST_BYTES:]:
+                    raise ValueError("it does not have its recorded SHA-256")
             except (OSError, ValueError) as error:
                 print(f"warning: checkpoint {path} is damaged: {error}", file=sys.stderr)
+                continue
+            with np.load(io.BytesIO(content), allow_pickle=False) as members:
+                arrays = {name: members[name] for name in members.files if name != STATE}
+                record = json.loads(members[STATE])
+            return Checkpoint(arrays, record["state"], record)
         return None
-
-    def _unpacked(self, content: bytes, like: Mapping[str, np.ndarray]) -> Checkpoint | None:
-        record, arrays = _read(content)
-        if record["format"] != FORMAT:
-            self._refuse(f"format {record['format']} where this version reads {FORMAT}")
-        found = record["config"]
-        difference = f"another config: {config_difference(found, self.config)}"
-        if not continues(self.config, found, SCHEDULE):
-            self._refuse(difference)
-        if not continues(self.config, found):
-            print(f"starts at step 0: the state in {self.folder} has {difference}", flush=True)
-            self.remove()
-            return None
-        for name in [*like, *arrays.keys() - like.keys()]:
-            found, expected = _kind(arrays.get(name)), _kind(like.get(name))
-            if found != expected:
-                self._refuse(f"{found} as the array {name} where this run has {expected}")
-        self.processes = [*record.get("processes", []), *self.processes]
-        return Checkpoint(arrays, record["state"])
 
     def _refuse(self, difference: str) -> NoReturn:
         raise ResultsError(
@@ -149,21 +154,6 @@ def _packed(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> byte
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy_bytes(array))
         archive.comment = bytes(DIGEST_BYTES)
     return buffer.getvalue()[:-DIGEST_BYTES]
-
-
-def _whole(path: Path) -> bytes:
-    """The content of a file that has its digest. Raises: OSError; ValueError, if it has not."""
-    content = path.read_bytes()
-    if _digest(content[:-DIGEST_BYTES]) != content[-DIGEST_BYTES:]:
-        raise ValueError("it does not have its recorded SHA-256")
-    return content
-
-
-def _read(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A checkpoint's record and its arrays."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as members:
-        arrays = {name: members[name] for name in members.files if name != STATE}
-        return json.loads(members[STATE]), arrays
 
 
 def _digest(content: bytes) -> bytes:
