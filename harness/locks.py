@@ -34,8 +34,9 @@ class Lock:
         """folder: made when the lock is taken."""
         self.folder, self.name = folder, name
         self.path = folder / f"{name}.lock"
-        self._identity: tuple[int, int] | None = None
-        self._lock = _flock(self.path, on_acquired=self._sign)
+        # filelock's other kind, a file that exists or not, outlives a killed process.
+        how = {"thread_local": False, "fallback_to_soft": False, "on_acquired": self._sign}
+        self._lock = UnixFileLock(self.path, **how)
 
     def try_acquire(self) -> str | None:
         """Take the lock if it is free; returns None, or its owner in words.
@@ -47,7 +48,19 @@ class Lock:
 
     def take(self, blocking: bool) -> str | None:
         """`try_acquire` for a lock that nobody looks at; blocking: wait until it is free."""
-        return None if _acquire(self._lock, blocking) else self._owner()
+        try:
+            self._lock.acquire(blocking=blocking)
+        except Timeout:
+            return self._owner()
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                raise UnavailableError(
+                    f"the file system of {self.folder} has no file locks (flock: "
+                    f"{error.strerror}), without which two processes could do one run; use a "
+                    "folder on another one"
+                ) from None
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        return None
 
     def confirm(self) -> None:
         """Make sure that the lock's file is still the one that is held.
@@ -80,8 +93,7 @@ class Lock:
                 look.release()
 
     def _sign(self, descriptor: int) -> None:
-        status = os.fstat(descriptor)
-        self._identity = status.st_dev, status.st_ino
+        self._signed = os.fstat(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, this_process().encode())
 
@@ -93,10 +105,9 @@ class Lock:
 
     def _is_in_place(self) -> bool:
         try:
-            status = self.path.stat()
+            return os.path.samestat(self._signed, self.path.stat())
         except FileNotFoundError:
             return False
-        return self._identity == (status.st_dev, status.st_ino)
 
 
 @contextmanager
@@ -116,25 +127,3 @@ def this_process(environment: Mapping[str, str] = os.environ) -> str:
     job = f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID")
     words = f"process {os.getpid()} on {socket.gethostname()}"
     return f"{words}, SLURM job {job}" if job else words
-
-
-def _flock(path: Path, **options: object) -> UnixFileLock:
-    # filelock's other kind, a file that exists or not, outlives a killed process.
-    return UnixFileLock(path, thread_local=False, fallback_to_soft=False, **options)
-
-
-def _acquire(lock: UnixFileLock, blocking: bool) -> bool:
-    """Whether the lock is taken. Raises: UnavailableError, OSError that names the file."""
-    path = Path(lock.lock_file)
-    try:
-        lock.acquire(blocking=blocking)
-    except Timeout:
-        return False
-    except OSError as error:
-        if error.errno in NO_FLOCK:
-            raise UnavailableError(
-                f"the file system of {path.parent} has no file locks (flock: {error.strerror}), "
-                "without which two processes could do one run; use a folder on another one"
-            ) from None
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    return True

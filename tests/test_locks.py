@@ -9,7 +9,6 @@ from threading import Barrier, Event, Thread, current_thread
 
 import pytest
 
-from harness import locks
 from harness.errors import LockLostError, UnavailableError
 from harness.locks import Lock, this_process, waiting
 from harness.paths import ROOT
@@ -108,13 +107,13 @@ def test_of_many_that_find_a_lock_free_at_once_exactly_one_gets_it(tmp_path):
 def test_a_look_at_a_free_lock_is_not_mistaken_for_an_owner(tmp_path, monkeypatch):
     with hold(tmp_path) as owner:
         owner.kill()
-    found, arrived, acquire = [], Event(), locks._acquire
+    found, arrived, take = [], Event(), Lock.take
     taker = Thread(target=lambda: found.append(Lock(tmp_path, "run").try_acquire()))
 
-    def acquire_when_seen(lock, blocking):
+    def take_when_seen(lock, blocking):
         if current_thread() is taker:
             arrived.set()
-        return acquire(lock, blocking)
+        return take(lock, blocking)
 
     def release_once_another_tries(lock):
         if lock.name == "run" and not arrived.is_set():  # the look has the lock
@@ -124,7 +123,7 @@ def test_a_look_at_a_free_lock_is_not_mistaken_for_an_owner(tmp_path, monkeypatc
         return release(lock)
 
     release = Lock.release
-    monkeypatch.setattr(locks, "_acquire", acquire_when_seen)
+    monkeypatch.setattr(Lock, "take", take_when_seen)
     monkeypatch.setattr(Lock, "release", release_once_another_tries)
     assert Lock(tmp_path, "run").holder() is None
     taker.join()
