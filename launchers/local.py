@@ -45,15 +45,6 @@ class Task:
     failure: str = ""
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A process that is at a run."""
-
-    task: Task
-    slot: Slot
-    process: subprocess.Popen
-
-
 def run_local(
     runs: Sequence[Run], words: Sequence[str], results_dir: Path, workers: int | None, device: str
 ) -> int:
@@ -68,16 +59,20 @@ def run_local(
     share = f"{len(slots[0].cores)} cores each" if slots[0].cores else "cores not bound"
     print(f"{len(slots)} workers, {share}, logs in {folder}", flush=True)
     LocalRuns(tasks, slots, words).work()
-    return report(tasks)
+    failed = [task for task in tasks if task.failure]
+    for task in failed:
+        print_failure(task.run.label, task.failure, task.log)
+    print(f"{len(tasks) - len(failed)} of {len(tasks)} runs done, {len(failed)} failed")
+    return 1 if failed else 0
 
 
 class LocalRuns:
-    """The tasks that wait, the workers that are at one, and the slots that are free."""
+    """The tasks that wait, those that a process is at, and the slots that are free."""
 
     def __init__(self, tasks: Sequence[Task], slots: Sequence[Slot], words: Sequence[str]):
         """tasks: in the order in which to start them."""
         self.waiting, self.slots, self.words = list(tasks), list(slots), list(words)
-        self.workers: list[Worker] = []
+        self.workers: dict[subprocess.Popen, tuple[Task, Slot]] = {}
         self.total = len(tasks)
 
     def work(self) -> None:
@@ -89,11 +84,14 @@ class LocalRuns:
                 self._start()
                 if time.monotonic() - shown > STATUS_INTERVAL_S:
                     shown = time.monotonic()
-                    for worker in self.workers:
-                        print(f"  at {worker.task.run.label}: {latest_metric(worker.task.run)}")
+                    for task, _ in self.workers.values():
+                        print(f"  at {task.run.label}: {latest_metric(task.run)}")
                 time.sleep(POLL_S)
         finally:
-            self._end_workers()
+            for process in self.workers:
+                process.terminate()  # it saves a checkpoint first
+            for process in self.workers:
+                process.wait()
 
     def _start(self) -> None:
         for task in list(self.waiting):
@@ -105,21 +103,22 @@ class LocalRuns:
             elif (holder := task.lock.holder()) is None:
                 self.waiting.remove(task)
                 slot = self.slots.pop(0)
-                self.workers.append(Worker(task, slot, start(task, slot, self.words)))
+                self.workers[start(task, slot, self.words)] = task, slot
             elif task.holder != holder:
                 task.holder = holder
                 print(f"{task.run.label}: held by {holder}, waits for it", flush=True)
 
     def _collect(self) -> None:
-        for worker in [w for w in self.workers if w.process.poll() is not None]:
-            self.workers.remove(worker)
-            self.slots.append(worker.slot)
-            task, code = worker.task, worker.process.returncode
+        for process in [p for p in self.workers if p.poll() is not None]:
+            task, slot = self.workers.pop(process)
+            self.slots.append(slot)
+            code = process.returncode
             killed = code < 0 or code == STOPPED
             if killed and task.starts <= RESTARTS:
                 how = f"by {signal.Signals(-code).name}" if code < 0 else "by a signal"
-                line = f"{task.run.label}: its worker was ended {how}, goes on in another"
-                print(line, flush=True)
+                print(
+                    f"{task.run.label}: its worker was ended {how}, goes on in another", flush=True
+                )
                 self.waiting.insert(0, task)
                 continue
             if code:
@@ -132,12 +131,6 @@ class LocalRuns:
     def _say(self, line: str) -> None:
         left = len(self.waiting) + len(self.workers)
         print(f"[{self.total - left}/{self.total}] {line}", flush=True)
-
-    def _end_workers(self) -> None:
-        for worker in self.workers:
-            worker.process.terminate()  # they save a checkpoint first
-        for worker in self.workers:
-            worker.process.wait()
 
 
 def start(task: Task, slot: Slot, words: Sequence[str]) -> subprocess.Popen:
@@ -201,12 +194,3 @@ def gpus() -> list[str]:
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
     return [line.partition("UUID: ")[2].rstrip(")") for line in lines]
-
-
-def report(tasks: Sequence[Task]) -> int:
-    """Print the end of each failed run's log. Returns the exit code."""
-    failed = [task for task in tasks if task.failure]
-    for task in failed:
-        print_failure(task.run.label, task.failure, task.log)
-    print(f"{len(tasks) - len(failed)} of {len(tasks)} runs done, {len(failed)} failed")
-    return 1 if failed else 0

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from harness.outcomes import diverged
 from harness.records import Run, Status, latest_metric, outcome, run_state
 
 LOG_LINES = 15
@@ -15,8 +16,8 @@ def is_finished(run: Run) -> bool:
 
 def divergence(run: Run) -> str:
     """How a finished run diverged, in its record's words; empty if it did not."""
-    words = outcome(run) or ""
-    return words if words.startswith("diverged") else ""
+    words = outcome(run)
+    return words if diverged(words) else ""
 
 
 def result_in_words(run: Run) -> str:

@@ -4,7 +4,6 @@ What a run came to is read from its record and `squeue`; `sacct`, which submitit
 an accounting database that many clusters do not have.
 """
 
-import json
 import re
 import secrets
 import shlex
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -98,13 +96,15 @@ class RunTask:
         return DelayedSubmission(self, words)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A task in the queue. SLURM uses numbers again after a while, so its name belongs to it."""
+class Job(BaseModel):
+    """A task in the queue. SLURM uses numbers again after a while, so its name belongs to it.
+
+    log: the name of the file with what it says.
+    """
 
     number: str
     name: str
-    log: Path
+    log: str
 
 
 def run_slurm(
@@ -127,7 +127,9 @@ def run_slurm(
     if queue is None:
         raise UnavailableError("--launcher slurm: squeue does not answer; see what `squeue` says")
     jobs = {
-        run.label: job for run in runs if (job := read_job(folder, run)) and job_key(job) in queue
+        run.label: job
+        for run in runs
+        if (job := read_job(folder, run)) and (job.number, job.name) in queue
     }
     new = [run for run in runs if run.label not in jobs]
     if jobs:
@@ -142,7 +144,7 @@ def run_slurm(
         print(f"look at them with squeue --me, or again with --plan or --wait; logs in {folder}")
         return 0
     try:
-        return Following(runs, jobs, config).until_finished()
+        return Following(runs, jobs, folder, config).until_finished()
     except KeyboardInterrupt:
         print("the jobs go on: squeue --me shows them, scancel ends them", flush=True)
         raise
@@ -166,9 +168,10 @@ def submit(
         raise UnavailableError(f"--launcher slurm: sbatch refused the job: {error}") from None
     jobs = {}
     for run, task in zip(runs, submitted, strict=True):
-        jobs[run.label] = Job(task.job_id, name, Path(task.paths.stderr))
+        job = Job(number=task.job_id, name=name, log=task.paths.stderr.name)
         with atomic_write(job_file(folder, run), "w") as file:
-            json.dump({"number": task.job_id, "name": name, "log": task.paths.stderr.name}, file)
+            file.write(job.model_dump_json())
+        jobs[run.label] = job
     print(f"submitted {len(runs)} runs as job {submitted[0].job_id.partition('_')[0]} ({name})")
     return jobs
 
@@ -213,16 +216,8 @@ def job_file(folder: Path, run: Run) -> Path:
 
 def read_job(folder: Path, run: Run) -> Job | None:
     """The job that was last submitted for a run, None without any."""
-    try:
-        noted = json.loads(job_file(folder, run).read_text())
-    except FileNotFoundError:
-        return None
-    return Job(noted["number"], noted["name"], folder / noted["log"])
-
-
-def job_key(job: Job) -> tuple[str, str]:
-    """A job as the queue has it."""
-    return job.number, job.name
+    path = job_file(folder, run)
+    return Job.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 Queue = Mapping[tuple[str, str], tuple[str, str]]
@@ -241,10 +236,11 @@ def read_queue() -> Queue | None:
 class Following:
     """Submitted runs, and what became of each."""
 
-    def __init__(self, runs: Sequence[Run], jobs: Mapping[str, Job], config: SlurmConfig):
-        """jobs: by the run's label."""
-        self.runs, self.jobs, self.config = runs, jobs, config
-        self.locks = {run.label: run_lock(run) for run in runs}
+    def __init__(
+        self, runs: Sequence[Run], jobs: Mapping[str, Job], folder: Path, config: SlurmConfig
+    ):
+        """jobs: by the run's label; folder: of their logs."""
+        self.runs, self.jobs, self.folder, self.config = runs, jobs, folder, config
         self.gone_since: dict[str, float] = {}
         self.states = dict.fromkeys(jobs, "pending")
         self.held: dict[str, str] = {}
@@ -276,10 +272,11 @@ class Following:
             return "failed" if divergence(run) else "done"
         if queue is None:
             return self.states[label]
-        in_queue, reason = queue.get(job_key(self.jobs[label]), (None, ""))
+        job = self.jobs[label]
+        in_queue, reason = queue.get((job.number, job.name), (None, ""))
         if "held" in reason.lower():
             self.held[label] = reason
-        if in_queue is None and self.locks[label].holder() is None:
+        if in_queue is None and run_lock(run).holder() is None:
             since = self.gone_since.setdefault(label, time.monotonic())
             settled = time.monotonic() - since >= self.config.settle_s
             return "failed" if settled else self.states[label]
@@ -304,5 +301,5 @@ class Following:
         for run in failed:
             job = self.jobs[run.label]
             reason = divergence(run) or f"job {job.number} ended without a result"
-            print_failure(run.label, reason, job.log)
+            print_failure(run.label, reason, self.folder / job.log)
         return 1 if failed else 0
