@@ -14,7 +14,7 @@ from itertools import permutations
 
 import numpy as np
 
-NamedPermutations = dict[str, tuple[int, ...]]
+Permutations = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,6 @@ class Group:
 
     Attributes:
         name: the group's name, as files and configs write it.
-        element_names: one name per element, in the order of the numbering.
         elements: uint8 (order, points); row i is element i, and sends point p to elements[i, p].
             Rows are in lexicographic order.
         products: uint8 (order, order); products[a, b] is a·b, which applies b first.
@@ -31,7 +30,6 @@ class Group:
     """
 
     name: str
-    element_names: tuple[str, ...]
     elements: np.ndarray
     products: np.ndarray
     identity: int
@@ -60,34 +58,25 @@ def _is_even(permutation: tuple[int, ...]) -> bool:
     return sum(permutation[i] > permutation[j] for i, j in pairs) % 2 == 0
 
 
-def _symmetric(points: int) -> NamedPermutations:
-    """Every permutation of 0..points-1, in lexicographic order, named by its images."""
-    return {"".join(map(str, p)): p for p in permutations(range(points))}
-
-
-def _alternating(points: int) -> NamedPermutations:
+def _alternating(points: int) -> Permutations:
     """The even permutations of 0..points-1, in lexicographic order."""
-    return {name: p for name, p in _symmetric(points).items() if _is_even(p)}
+    return list(filter(_is_even, permutations(range(points))))
 
 
-def _cyclic(order: int) -> NamedPermutations:
-    """Addition modulo order: element k shifts the points 0..order-1 by k, and is named k."""
-    return {str(k): tuple((k + p) % order for p in range(order)) for k in range(order)}
+def _cyclic(order: int) -> Permutations:
+    """Addition modulo order: element k shifts the points 0..order-1 by k."""
+    return [tuple((k + p) % order for p in range(order)) for k in range(order)]
 
 
-def _direct_product(left: NamedPermutations, right: NamedPermutations) -> NamedPermutations:
+def _direct_product(left: Permutations, right: Permutations) -> Permutations:
     """Pairs in lexicographic order, acting on the left group's points, then on the right's."""
-    return {
-        f"({a},{b})": p + tuple(len(p) + point for point in q)
-        for a, p in left.items()
-        for b, q in right.items()
-    }
+    return [p + tuple(len(p) + point for point in q) for p in left for q in right]
 
 
 # A new group is one line here, up to 256 elements (one byte each).
-_CONSTRUCTORS: dict[str, Callable[[], NamedPermutations]] = {
+_CONSTRUCTORS: dict[str, Callable[[], Permutations]] = {
     "A5": lambda: _alternating(5),
-    "S5": lambda: _symmetric(5),
+    "S5": lambda: list(permutations(range(5))),
     "Z60": lambda: _cyclic(60),
     "A4xZ5": lambda: _direct_product(_alternating(4), _cyclic(5)),
 }
@@ -107,8 +96,7 @@ def group(name: str) -> Group:
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ValueError(f"unknown group {name!r}: choose one of {', '.join(GROUP_NAMES)}{hint}")
 
-    named = _CONSTRUCTORS[plain_name]()
-    permutation_of = list(named.values())
+    permutation_of = _CONSTRUCTORS[plain_name]()
     number_of = {permutation: i for i, permutation in enumerate(permutation_of)}
     products = [
         [number_of[tuple(a[point] for point in b)] for b in permutation_of] for a in permutation_of
@@ -118,4 +106,4 @@ def group(name: str) -> Group:
     table = np.array(products, dtype=np.uint8)
     for array in (elements, table):  # the group is cached and shared: nobody may change it
         array.setflags(write=False)
-    return Group(plain_name, tuple(named), elements, table, identity)
+    return Group(plain_name, elements, table, identity)
