@@ -32,11 +32,12 @@ import jax.random as jr
 import numpy as np
 import optax
 
+from benchmarks.memory import peak_memory_gib
 from data_dir.finite_groups import group
 from experiments.lcde_a5 import PACKAGES, Config
 from experiments.lcde_training import Batch, TrainState, accuracy, train_step
 from experiments.schema import load_config
-from harness.machine import describe_machine, package_versions, peak_memory_gib
+from harness.machine import describe_machine, package_versions
 from harness.paths import CONFIG_FOLDER
 from kernels.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from linear_cde import A5LinearCDE, LinearCDE, control_path, euler_scan

@@ -23,6 +23,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import alternate, medians, rounded
+from benchmarks.memory import peak_memory_gib
 from experiments.schema import load_config
 from experiments.ssm_toy import Config, model_of
 from experiments.ssm_training import (
@@ -32,7 +33,7 @@ from experiments.ssm_training import (
     squared_error,
 )
 from experiments.training_loop import DataOrder
-from harness.machine import available_cores, describe_machine, package_versions, peak_memory_gib
+from harness.machine import available_cores, describe_machine, package_versions
 from harness.paths import CONFIG_FOLDER
 
 PATHS, LENGTH, EVALUATED = 1000, 100, 1000

@@ -2,8 +2,6 @@
 
 import os
 import platform
-import resource
-import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -25,19 +23,6 @@ def available_cores() -> int:
     """Number of cores this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-
-
-def peak_memory_gib() -> float:
-    """Peak resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage counts what the parent held when it started this process.
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        peak = int(line.split()[1]) * 1024
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-    return round(peak / 2**30, 2)
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:

@@ -107,16 +107,16 @@ def _usable_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         out = sys.stdout or nowhere
-        errors = _Stream(sys.stderr or out, lambda error: None)
-        with redirect_stdout(_Stream(out, _raise)), redirect_stderr(errors):
+        errors = _Stream(sys.stderr or out, is_needed=False)
+        with redirect_stdout(_Stream(out, is_needed=True)), redirect_stderr(errors):
             yield
 
 
 class _Stream:
     """A stream that tells what it is given from files: a failure to write it is not theirs."""
 
-    def __init__(self, stream: IO[str], failed: Callable[[OSError], None]):
-        self._stream, self._failed = stream, failed
+    def __init__(self, stream: IO[str], is_needed: bool):
+        self._stream, self._is_needed = stream, is_needed
 
     def write(self, text: str) -> int:
         try:
@@ -136,11 +136,8 @@ class _Stream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        self._failed(error)
+        if self._is_needed:
+            raise OutputError(error.strerror) from error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
-
-
-def _raise(error: OSError) -> None:
-    raise OutputError(error.strerror) from error

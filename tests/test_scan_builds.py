@@ -211,7 +211,7 @@ print(json.dumps(grown))
 def test_memory_does_not_grow_with_the_states_of_all_positions():
     # B D L N float32 numbers are 1 GiB here; inputs and their gradients together are 20 MiB.
     body = """
-from harness.machine import peak_memory_gib
+from benchmarks.memory import peak_memory_gib
 B, D, L, N = 4, 512, 256, 512
 u, A = torch.ones(B, D, L), -torch.ones(D, N)
 rows = torch.ones(B, N, L)
