@@ -48,11 +48,8 @@ def load_word_problem(
 
     A file that is there is read as it is. Standard error shows what is made, and warns of a seed
     column that does not have `seed`.
-
-    Raises:
-        DataError: as `read_csv`, or the file holds another number of rows.
-        ValueError: length or samples below 1, or a negative seed, and there is no file.
-        OSError: the file cannot be read or written.
+    Raises: DataError, as `read_csv`, or where the file holds another number of rows; ValueError, as
+    `make_sequences`, where there is no file; OSError.
     """
     path = Path(folder) / csv_name(group.name, length)
     former = path.with_name(f"{group.name}={length}.csv")
@@ -109,12 +106,9 @@ def split(
 def read_csv(path: Path, group: Group, length: int) -> WordProblem:
     """Read and check one file of the benchmark.
 
-    Lines may end in a line feed or in carriage return and line feed.
-
-    Raises:
-        DataError: with the file and the first bad line, counted from 1: it is malformed, a target
-            is not the running product of its input, or a sequence is there twice.
-        OSError: the file cannot be read.
+    Lines may end in a line feed or in carriage return and line feed. Raises: OSError; DataError,
+    with the file and the first bad line, counted from 1: it is malformed, a target is not the
+    running product of its input, or a sequence is there twice.
     """
     seeds, parts = set(), []
     sha256, next_line = hashlib.sha256(), 2
@@ -146,10 +140,7 @@ def read_csv(path: Path, group: Group, length: int) -> WordProblem:
 def _parse(
     lines: Sequence[bytes], group: Group, length: int
 ) -> tuple[set[bytes], np.ndarray, np.ndarray]:
-    """Seeds, inputs and targets of some lines.
-
-    Raises: ValueError, where any is wrong; of a single line it says what.
-    """
+    """Seeds, inputs and targets of lines. Raises: ValueError, which says of a single one why."""
     if not lines[-1].endswith(b"\n"):
         raise ValueError("the file ends in the middle of this line")
     rows = [line[:-1].removesuffix(b"\r").split(b",") for line in lines]

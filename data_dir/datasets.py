@@ -65,19 +65,16 @@ def load_toy_dataset(
         if paper_data:
             check_fingerprint(paths, labels, (str(files[0]), str(files[1])))
     except DataError as error:
-        raise DataError(f"{error}; {_remedy(paper_data)}") from None
+        remedy = (
+            "paper_data: true takes the paper's data alone: set paper_data: false to use your own, "
+            "or move both files elsewhere to have the paper's made"
+            if paper_data
+            else "paper_data is false: the files are your own, and stay as they are"
+        )
+        raise DataError(f"{error}; {remedy}") from None
     digests = {file.name: sha256 for file, sha256 in zip(files, hashes, strict=True)}
     num_train = training_paths(train_fraction, num_paths)
     return ToyDataset(paths[:num_paths], labels[:num_paths], num_train, digests)
-
-
-def _remedy(paper_data: bool) -> str:
-    if not paper_data:
-        return "paper_data is false: the files are your own, and stay as they are"
-    return (
-        "paper_data: true takes the paper's data alone: set paper_data: false to use your own, or "
-        "move both files elsewhere to have the paper's made"
-    )
 
 
 def _check_shapes(

@@ -87,8 +87,7 @@ GROUP_NAMES = tuple(_CONSTRUCTORS)
 def group(name: str) -> Group:
     """Build the group of this name, one of GROUP_NAMES; 'x' may be `_x_` or a multiplication sign.
 
-    Raises:
-        ValueError: the name is not known.
+    Raises: ValueError, where the name is not known.
     """
     plain_name = name.replace("\N{MULTIPLICATION SIGN}", "x").replace("_x_", "x")
     if plain_name not in _CONSTRUCTORS:

@@ -79,10 +79,7 @@ def make_sequences(word_group: Group, length: int, samples: int, seed: int) -> n
     """The inputs of one file: every sequence if there are at most `samples`, else that many.
 
     Returns uint8 (rows, length), the same for the same arguments on every machine. Each length
-    draws from a stream of its own.
-
-    Raises:
-        ValueError: length or samples below 1, or a negative seed.
+    draws from a stream of its own. Raises: ValueError, as `check_arguments`.
     """
     check_arguments(length, samples, seed)
     if word_group.order**length <= samples:
@@ -116,10 +113,7 @@ def write_dataset(path: Path, word_group: Group, length: int, samples: int, seed
     """Write one CSV file and return its number of sequences. An existing file is replaced.
 
     The file appears at once and whole: after an error, a full disk or Ctrl-C there is none.
-
-    Raises:
-        ValueError: as `make_sequences`.
-        OSError: the file cannot be written.
+    Raises: ValueError, as `make_sequences`; OSError.
     """
     inputs = make_sequences(word_group, length, samples, seed)
     rows_per_chunk = max(1, _TOKENS_PER_CHUNK // length)
@@ -152,10 +146,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the requested files. Returns 0, or 1 when one cannot be written.
+    """Write the requested files. Returns 0, 1 when one cannot be written, 130 after Ctrl-C.
 
-    Raises:
-        SystemExit: with code 2, before any file is written, for arguments that make no sense.
+    Raises: SystemExit, with code 2 before any file is written, for arguments without sense.
     """
     parser = _build_parser()
     arguments = parser.parse_args(argv)
