@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float
@@ -61,21 +62,18 @@ def _icosahedral(symbols: Group) -> Float[np.ndarray, "60 3 3"]:
     while waiting:
         element = waiting.pop(0)
         for step, matrix in steps.items():
-            product = int(symbols.products[element, step])
-            if product not in found:
-                found[product] = found[element] @ matrix
-                waiting.append(product)
+            reached = int(symbols.products[element, step])
+            if reached not in found:
+                found[reached] = found[element] @ matrix
+                waiting.append(reached)
     return np.stack([found[element] for element in range(symbols.order)])
 
 
 def _generators(symbols: Group) -> tuple[int, int]:
     """The first a of order 2 and b of order 3 whose product has order 5."""
     orders = np.array([_order(symbols, element) for element in range(symbols.order)])
-    for a in np.flatnonzero(orders == 2):
-        for b in np.flatnonzero(orders == 3):
-            if orders[symbols.products[a, b]] == 5:
-                return int(a), int(b)
-    raise ValueError(f"{symbols.name} has no such elements")
+    pairs = product(np.flatnonzero(orders == 2), np.flatnonzero(orders == 3))
+    return next((int(a), int(b)) for a, b in pairs if orders[symbols.products[a, b]] == 5)
 
 
 def _order(symbols: Group, element: int) -> int:

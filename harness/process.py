@@ -119,25 +119,25 @@ class _Stream:
         self._stream, self._is_needed = stream, is_needed
 
     def write(self, text: str) -> int:
-        try:
+        with self._discarding():
             return self._stream.write(text)
-        except OSError as error:
-            self._discard(error)
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._discarding():
             self._stream.flush()
-        except OSError as error:
-            self._discard(error)
 
-    def _discard(self, error: OSError) -> None:
-        """Send what is still held nowhere: Python would fail on it again when it ends."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-        if self._is_needed:
-            raise OutputError(error.strerror) from error
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Send what cannot be written nowhere: Python would fail on it again when it ends."""
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            if self._is_needed:
+                raise OutputError(error.strerror) from error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

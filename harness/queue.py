@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,11 +78,10 @@ def _claimed(
 
 def _version(path: Path) -> Version:
     """What is another once a file was replaced; None where there is none. Raises: OSError."""
-    try:
+    with suppress(FileNotFoundError):
         status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _is_replaced(run: Run, replaced: Mapping[Path, Version]) -> bool:

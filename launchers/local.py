@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.locks import Lock
 from harness.machine import available_cores
 from harness.paths import LOGS, ROOT
 from harness.process import STOPPED
@@ -38,7 +37,6 @@ class Task:
     """A run that is to be done, and what became of it so far."""
 
     run: Run
-    lock: Lock
     log: Path
     starts: int = 0
     holder: str = ""  # another process that was last seen at it
@@ -55,7 +53,7 @@ def run_local(
     """
     slots = machine_slots(workers, [] if device == "cpu" else gpus())
     folder = results_dir / LOGS
-    tasks = [Task(run, run_lock(run), folder / f"{run.record.stem}.log") for run in runs]
+    tasks = [Task(run, folder / f"{run.record.stem}.log") for run in runs]
     share = f"{len(slots[0].cores)} cores each" if slots[0].cores else "cores not bound"
     print(f"{len(slots)} workers, {share}, logs in {folder}", flush=True)
     LocalRuns(tasks, slots, words).work()
@@ -100,7 +98,7 @@ class LocalRuns:
             if is_finished(task.run):
                 self.waiting.remove(task)
                 self._say(f"{task.run.label}: {result_in_words(task.run)}")
-            elif (holder := task.lock.holder()) is None:
+            elif (holder := run_lock(task.run).holder()) is None:
                 self.waiting.remove(task)
                 slot = self.slots.pop(0)
                 self.workers[start(task, slot, self.words)] = task, slot
