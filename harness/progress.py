@@ -33,19 +33,12 @@ def progress_bar(description: str, total: int, unit: str, done: int = 0) -> tqdm
     `done` units are there already and do not count for the rate. Where standard error is no
     terminal it becomes a plain line every 10 seconds.
     """
-    interactive = sys.stderr.isatty()
-    return (tqdm if interactive else PlainLines)(
-        desc=description,
-        total=total,
-        initial=done,
-        unit=unit,
-        unit_scale=True,
-        leave=False,
-        file=sys.stderr,
-        mininterval=0.1 if interactive else LINE_INTERVAL_S,
-        dynamic_ncols=interactive,
-        ncols=None if interactive else 100,
-    )
+    if sys.stderr.isatty():
+        kind, how = tqdm, {"dynamic_ncols": True}
+    else:
+        kind, how = PlainLines, {"mininterval": LINE_INTERVAL_S, "ncols": 100}
+    of = {"desc": description, "total": total, "initial": done, "unit": unit}
+    return kind(**of, **how, unit_scale=True, leave=False)
 
 
 @contextmanager
