@@ -6,7 +6,7 @@ import sys
 from harness.paths import A5_RESULTS
 from verdict.command_line import Drawing, plot, plot_parser
 from verdict.draw_2 import OUTPUT_NAME, draw_curves, draw_figure
-from verdict.minimum_blocks import search
+from verdict.figure_2 import search
 from verdict.results import load_a5_results, published_results
 from verdict.tables import blocks_table
 

@@ -5,8 +5,8 @@ import sys
 
 from harness.paths import THEORY_RESULTS
 from verdict.command_line import Drawing, plot, plot_parser
-from verdict.draw_theory import OUTPUT_NAME, draw_figure, draw_lengths, lengths_words
-from verdict.theory_results import load_theory_results
+from verdict.draw_theory import OUTPUT_NAME, draw_figure, draw_lengths
+from verdict.results import load_theory_results
 
 EXAMPLES = """examples:
   python plot_theory.py
@@ -32,10 +32,9 @@ def _draw(args: argparse.Namespace) -> Drawing:
         missing = f"nothing to draw: no theory results in {args.results_dir}"
         return Drawing(results.problems, missing=missing)
     figure, notes = draw_figure(results)
-    figures = {"": figure}
-    if lengths := draw_lengths(results):
-        figures["_lengths"] = lengths
-    return Drawing(results.problems, notes + lengths_words(results), figures)
+    lengths, words = draw_lengths(results)
+    figures = {"": figure} | ({"_lengths": lengths} if lengths else {})
+    return Drawing(results.problems, notes + words, figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.file_names import A5CurveKey, A5ScoreKey, Key, ToyCurveKey, ToyScoreKey
 from harness.paths import A5_RESULTS, TOY_RESULTS
-from verdict.results import LINEAR_CDE, published_results
+from verdict.results import LINEAR_CDE, published_results, published_run
 
 RECORD_INTERVAL = 10_000  # steps
 CHANCE = 1 / 60  # accuracy of guessing on A5
@@ -99,12 +99,8 @@ def _searched(published: dict, every_depth: bool) -> list[tuple[str, int, int, b
 
 
 def _end(published: dict, model: str, depth: int, length: int, solved: bool) -> tuple[int, float]:
-    failures = published["failures"]
-    for run in failures["runs"]:
-        if (run["model"], run["depth"], run["length"]) == (model, depth, length):
-            return failures["step"], run["accuracy"]
-    for run in published["stopping_points"]["runs"]:
-        if (run["model"], run["depth"]) == (model, depth) and length in run["lengths"]:
+    for known in (published["failures"], published["stopping_points"]):
+        if run := published_run(known["runs"], model, depth, length):
             accuracy = run["accuracy"]
             return run["step"], accuracy["min"] if isinstance(accuracy, dict) else accuracy
     return UNPUBLISHED_END[solved]

@@ -6,7 +6,7 @@ import numpy as np
 
 from harness.file_names import A5CurveKey, A5ScoreKey
 from harness.paths import A5_RESULTS
-from verdict.minimum_blocks import Search, search
+from verdict.figure_2 import Search, search
 from verdict.results import LINEAR_CDE, A5Curve, A5Results, load_a5_results, published_results
 
 PUBLISHED = published_results()["figure_2"]

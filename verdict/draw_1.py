@@ -12,9 +12,8 @@ from matplotlib.ticker import EngFormatter
 
 from harness.file_names import configuration_label
 from verdict.look import MODEL_STYLES
-from verdict.minimum_blocks import OTHER_SETTINGS, OTHER_SETTINGS_LABEL
 from verdict.results import ToyCurve, ToyResults, ToyScore
-from verdict.rows import departures
+from verdict.rows import OTHER_SETTINGS, OTHER_SETTINGS_LABEL, departures
 
 PANELS = {2: "Area (2D)", 3: "Volume (3D)"}
 Y_LIMITS = (1e-4, 0.15)

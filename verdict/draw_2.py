@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from verdict.figure_2 import Cell, Search
 from verdict.look import MODEL_STYLES
-from verdict.minimum_blocks import OTHER_SETTINGS, OTHER_SETTINGS_LABEL, Cell, Search
 from verdict.results import LINEAR_CDE
+from verdict.rows import OTHER_SETTINGS, OTHER_SETTINGS_LABEL
 
 OUTPUT_NAME = "A5_plot_shaded_regions.pdf"
 # In the legend's order, each line a little higher than the one before.

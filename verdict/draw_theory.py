@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from verdict.theory_results import Measured, TheoryResults
+from verdict.results import Measured, TheoryResults
 
 OUTPUT_NAME = "theory.pdf"
 FIGURE_SIZE = (11, 8.4)  # inches
@@ -74,7 +74,13 @@ def rows_by(runs: Iterable[Measured], key: str) -> Errors:
     return {k: np.array(found[k]) for k in sorted(found, key=by_size)}
 
 
-def middle(row: np.ndarray) -> float:
+def grouped(runs: Sequence[Measured], first: str, second: str) -> dict[int | str, Errors]:
+    """`rows_by` the second key, of the runs of each value of the first, in its order."""
+    values = sorted({run.config[first] for run in runs}, key=by_size)
+    return {v: rows_by([run for run in runs if run.config[first] == v], second) for v in values}
+
+
+def geometric_mean(row: np.ndarray) -> float:
     """The geometric mean."""
     return float(np.exp(np.mean(np.log(row))))
 
@@ -84,13 +90,16 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def draw_points(axes: Axes, x: Sequence[float], rows: Sequence[np.ndarray], **style) -> None:
-    """The geometric mean of each row at its x, with the row's range."""
-    middles = np.array([middle(row) for row in rows])
-    low, high = np.array([(row.min(), row.max()) for row in rows]).T
+def draw_ranges(
+    axes: Axes, x: Sequence[float], rows: Sequence[Sequence[float]], average: Callable, **style
+) -> np.ndarray:
+    """The average of each row at its x, with the row's range; returns the averages."""
+    middles = np.array([average(row) for row in rows])
+    low, high = np.array([(min(row), max(row)) for row in rows]).T
     # Rounding may put the mean of equal values an ulp beside them.
     reach = np.maximum([middles - low, high - middles], 0)
     axes.errorbar(x, middles, yerr=reach, **MEASURED, **style)
+    return middles
 
 
 def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
@@ -98,17 +107,18 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
     notes, sizes = [], set()
     for target, dashes in DASHES.items():
         runs = results.of("fields", target=target)
-        lines = lines_by_width(runs)
+        found = grouped(runs, "block_size", "hidden_dim")
+        lines = {size: rows for size, rows in found.items() if len(rows) > 1}
         for size, rows in lines.items():
             sizes.add(size)
             style = STRUCTURES.get(size, OTHER_STRUCTURE) | {"ls": dashes, "lw": 1.2}
             style |= {"mfc": "white"} if target == "volume" else {}
-            errors = [found[:, 0] for found in rows.values()]
-            draw_points(axes, list(rows), errors, **style)
-            middles = {h: middle(row) for h, row in zip(rows, errors, strict=True) if h >= FIT_FROM}
-            if len(middles) > 1:
-                slope = exponent(list(middles), list(middles.values()))
-                words = f"RMSE as H^{slope:.2f} from H = {min(middles)} to {max(middles)}"
+            errors = [row[:, 0] for row in rows.values()]
+            middles = draw_ranges(axes, list(rows), errors, geometric_mean, **style)
+            fitted = {h: mean for h, mean in zip(rows, middles, strict=True) if h >= FIT_FROM}
+            if len(fitted) > 1:
+                slope = exponent(list(fitted), list(fitted.values()))
+                words = f"RMSE as H^{slope:.2f} from H = {min(fitted)} to {max(fitted)}"
                 notes.append(f"{target}, {structure_name(size)}: {words}")
         if lines:
             axes.axhline(runs[0].values[0][1], **PREDICTION, ls=":")
@@ -123,16 +133,6 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
     axes.set(yscale="log", xlabel="Width H", ylabel="Validation RMSE")
     add_width_legend(axes, sizes)
     return notes
-
-
-def lines_by_width(runs: Sequence[Measured]) -> dict[int | str, Errors]:
-    """For each structure with several widths: its errors by width."""
-    found = {}
-    for size in sorted({run.config["block_size"] for run in runs}, key=by_size):
-        rows = rows_by([run for run in runs if run.config["block_size"] == size], "hidden_dim")
-        if len(rows) > 1:
-            found[size] = rows
-    return found
 
 
 def add_width_legend(axes: Axes, sizes: Iterable[int | str]) -> None:
@@ -162,10 +162,10 @@ def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
         return []
     names = sorted({k for _, rows in found.values() for k in rows}, key=by_size)
     for target, (hidden_dim, rows) in found.items():
-        style = dict(TARGETS[target])
-        label = f"{style.pop('label')}, H = {hidden_dim}"
+        label = f"{TARGETS[target]['label']}, H = {hidden_dim}"
         places = [names.index(k) for k in rows]
-        draw_points(axes, places, list(rows.values()), lw=1.0, ls="-", **style, label=label)
+        style = TARGETS[target] | {"lw": 1.0, "ls": "-", "label": label}
+        draw_ranges(axes, places, rows.values(), geometric_mean, **style)
         if 1 in names and (height := diagonal_prediction(target, results)):
             axes.plot(names.index(1), height, **MARK)
     axes.plot([], [], **MARK | {"ms": 12}, label="predicted for k = 1")
@@ -178,11 +178,7 @@ def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
 
 def richest_width(runs: Sequence[Measured]) -> tuple[int, Errors]:
     """The width that was measured with the most structures, and the errors by structure."""
-    widths = {run.config["hidden_dim"] for run in runs}
-    found = {
-        width: rows_by([r for r in runs if r.config["hidden_dim"] == width], "block_size")
-        for width in widths
-    }
+    found = grouped(runs, "hidden_dim", "block_size")
     if not found:
         return 0, {}
     width = max(found, key=lambda width: (len(found[width]), width))
@@ -217,13 +213,10 @@ def draw_kernel(axes: Axes, results: TheoryResults) -> list[str]:
     if not rows:
         return []
     sizes, errors = np.array(list(rows)), [row.ravel() for row in rows.values()]
-    root_mean_square = np.array([np.sqrt(np.mean(row**2)) for row in errors])
-    low, high = np.array([(row.min(), row.max()) for row in errors]).T
-    reach = np.maximum([root_mean_square - low, high - root_mean_square], 0)
     draws = f"measured: RMS over {len(errors[0])} draws, and their range"
     style = STRUCTURES["dense"] | {"ls": "none", "label": draws}
-    axes.errorbar(sizes, root_mean_square, yerr=reach, **MEASURED, **style)
-    constant = middle(root_mean_square * np.sqrt(sizes))
+    measured = draw_ranges(axes, sizes, errors, lambda row: np.sqrt(np.mean(row**2)), **style)
+    constant = geometric_mean(measured * np.sqrt(sizes))
     label = f"predicted: {constant:.2f} N^(-1/2), the constant fitted"
     axes.plot(sizes, constant / np.sqrt(sizes), **PREDICTION, ls="--", label=label)
     axes.set_xscale("log", base=2)
@@ -234,7 +227,7 @@ def draw_kernel(axes: Axes, results: TheoryResults) -> list[str]:
     axes.legend(loc="lower left", **LEGEND)
     if len(sizes) < 2:
         return []
-    return [f"signature kernel: error as N^{exponent(sizes, root_mean_square):.2f}"]
+    return [f"signature kernel: error as N^{exponent(sizes, measured):.2f}"]
 
 
 def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
@@ -271,33 +264,44 @@ def draw_trained(axes: Axes, results: TheoryResults, name: str, shift: float) ->
         found[run.config["block_size"]].append(run.values[2][-1])
     if not found:
         return []
-    sizes = sorted(found)
-    means = np.array([np.mean(found[k]) for k in sizes])
-    low, high = (np.array([pick(found[k]) for k in sizes]) for pick in (min, max))
-    reach = np.maximum([means - low, high - means], 0)
     style = GROUPS[name] | {"lw": 1.0, "label": f"{name}, trained, L = {length}"}
-    axes.errorbar([k + shift for k in sizes], means, yerr=reach, **MEASURED, **style)
+    sizes = sorted(found)
+    places, rows = [size + shift for size in sizes], [found[size] for size in sizes]
+    means = draw_ranges(axes, places, rows, np.mean, **style)
     return [
         f"{name}, trained at {length}, k = {k}: last position {mean:.4f} on average, from "
-        f"{least:.4f} to {most:.4f} in {len(found[k])} runs"
-        for k, mean, least, most in zip(sizes, means, low, high, strict=True)
+        f"{min(row):.4f} to {max(row):.4f} in {len(row)} runs"
+        for k, mean, row in zip(sizes, means, rows, strict=True)
     ]
 
 
-def draw_lengths(results: TheoryResults) -> Figure | None:
-    """Accuracy against position of models trained at one length, where there are any."""
-    runs = lengths_runs(results)
-    if not runs:
-        return None
-    figure = Figure(figsize=LENGTHS_SIZE)
+def draw_lengths(results: TheoryResults) -> tuple[Figure | None, list[str]]:
+    """Accuracy against position of models trained at one length, where there are any.
+
+    Also returns the accuracy at some positions, for each structure: median and range over runs.
+    """
+    tasks = defaultdict(list)
+    for run in results.of("lengths"):
+        tasks[tuple(run.config[name] for name in ("length", "test_length", "group"))].append(run)
+    if not tasks:
+        return None, []
+    runs = tasks[max(tasks)]  # those of the greatest lengths; others are not averaged with them
+    figure, words = Figure(figsize=LENGTHS_SIZE), []
     axes = figure.subplots()
     for size in sorted({run.config["block_size"] for run in runs}, key=by_size):
         rows = np.array([r.values[2] for r in runs if r.config["block_size"] == size])
-        positions = 1 + np.arange(rows.shape[1])
+        median, low, high = np.median(rows, axis=0), rows.min(axis=0), rows.max(axis=0)
+        positions = 1 + np.arange(len(median))
         color = STRUCTURES.get(size, OTHER_STRUCTURE)["color"]
         label = f"{structure_name(size)}, {len(rows)} runs"
-        axes.plot(positions, np.median(rows, axis=0), color=color, lw=1.5, label=label)
-        axes.fill_between(positions, rows.min(axis=0), rows.max(axis=0), color=color, alpha=0.15)
+        axes.plot(positions, median, color=color, lw=1.5, label=label)
+        axes.fill_between(positions, low, high, color=color, alpha=0.15)
+        texts = [
+            f"{median[p - 1]:.3f} [{low[p - 1]:.3f}, {high[p - 1]:.3f}] at {p}"
+            for p in POSITIONS
+            if p <= len(median)
+        ]
+        words.append(f"lengths, {structure_name(size)}: {'; '.join(texts)}")
     config = runs[0].config
     axes.axvline(config["length"], **PREDICTION, ls="--", label="trained up to here")
     axes.axhline(1 / runs[0].details["order"], **PREDICTION, ls=":", label="guessing")
@@ -308,33 +312,7 @@ def draw_lengths(results: TheoryResults) -> Figure | None:
     axes.grid(alpha=0.25, lw=0.5)
     axes.legend(loc="lower left", **LEGEND)
     figure.subplots_adjust(**LENGTHS_MARGINS)
-    return figure
-
-
-def lengths_runs(results: TheoryResults) -> list[Measured]:
-    """Those of one task, with the greatest lengths: others are not to be averaged with them."""
-    names = ("length", "test_length", "group")
-    runs = results.of("lengths")
-    tasks = [tuple(run.config[name] for name in names) for run in runs]
-    return [run for run, task in zip(runs, tasks, strict=True) if task == max(tasks)]
-
-
-def lengths_words(results: TheoryResults) -> list[str]:
-    """The accuracy at some positions, for each structure: median and range over runs."""
-    found = defaultdict(list)
-    for run in lengths_runs(results):
-        found[run.config["block_size"]].append(run.values[2])
-    words = []
-    for size in sorted(found, key=by_size):
-        rows = np.array(found[size])
-        shown = [p for p in POSITIONS if p <= rows.shape[1]]
-        texts = [
-            f"{np.median(rows[:, p - 1]):.3f} [{rows[:, p - 1].min():.3f}, "
-            f"{rows[:, p - 1].max():.3f}] at {p}"
-            for p in shown
-        ]
-        words.append(f"lengths, {structure_name(size)}: {'; '.join(texts)}")
-    return words
+    return figure, words
 
 
 PANELS: dict[str, Callable[[Axes, TheoryResults], list[str]]] = {

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.file_names import configuration_label
 from verdict import draw_1, draw_2, figure_1, figure_2, look
-from verdict.minimum_blocks import MARKS, search
+from verdict.figure_2 import MARKS, search
 from verdict.provenance import Provenance
 from verdict.results import LINEAR_CDE, A5Results, ToyResults
 from verdict.rows import (
@@ -59,12 +59,13 @@ def page(
             _figure_1(toy, published["figure_1"]),
             _figure_2(a5, published["figure_2"]),
         ],
-        linear_cde=_panels([row for row in errors if row.model == LINEAR_CDE]),
-        sequence_models=_panels([row for row in errors if row.model != LINEAR_CDE]),
+        linear_cde=[row for row in errors if row.model == LINEAR_CDE],
+        sequence_models=[row for row in errors if row.model != LINEAR_CDE],
         lengths=sorted({row.length for row in blocks if row.is_published}),
         grid=grid,
         blocks_run=[row for row in blocks if row.verdict != NOT_RUN or row.note],
         marks=MARKS,
+        panels=draw_1.PANELS,
         rules=RULES,
         provenance=provenance,
         label=configuration_label,
@@ -87,29 +88,6 @@ def _template():
 
 def _number(value: float | None, form: str) -> str:
     return ABSENT if value is None else format(value, form)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The rows of an input dimension, with its name in the figure."""
-
-    title: str
-    rows: list[ErrorRow]
-
-    @property
-    def precision(self) -> str:
-        """That of our runs, in words."""
-        return ", ".join(sorted({row.precision for row in self.rows if row.precision}))
-
-
-def _panels(rows: list[ErrorRow]) -> list[Panel]:
-    return [
-        Panel(
-            draw_1.PANELS.get(input_dim, f"{input_dim}D"),
-            [row for row in rows if row.input_dim == input_dim],
-        )
-        for input_dim in sorted({row.input_dim for row in rows})
-    ]
 
 
 def _means_first(rows: list[ErrorRow]) -> list[ErrorRow]:

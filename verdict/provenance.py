@@ -75,7 +75,9 @@ def load_provenance(results_dir: Path) -> Provenance:
             unrecorded.append(f"{experiment}, {label}")
             continue
         config = {name: value for name, value in run.config.items() if name not in _IN_LABEL}
-        made_with = _hardware(run.record.provenance), _software(run.record.provenance)
+        origin = run.record.provenance
+        packages = ", ".join(f"{name} {version}" for name, version in origin.packages.items())
+        made_with = _hardware(origin), packages or NOT_RECORDED
         key = (experiment, json.dumps(config, sort_keys=True), *made_with)
         group = groups.setdefault(key, RecordGroup(experiment, config, *made_with, []))
         group.runs.append(_made(label, run))
@@ -110,10 +112,12 @@ def _made(label: str, run: FoundRun) -> MadeRun:
     origin = run.record.provenance
     return MadeRun(
         label,
-        run.outcome if run.verified else UNVERIFIED,
+        run.record.outcome if run.verified else UNVERIFIED,
         wall_time=_wall_time(run.record),
         date=(origin.started or "").partition("T")[0] or NOT_RECORDED,
-        commit=_commit(origin),
+        commit=origin.commit[:7] + " with changes" * bool(origin.dirty)
+        if origin.commit
+        else NOT_RECORDED,
     )
 
 
@@ -137,22 +141,12 @@ def duration(seconds: float) -> str:
 def _hardware(origin: Origin) -> str:
     machine = origin.machine
     parts = [
-        f"device {origin.device}" if origin.device else "",
-        str(machine.get("cpu", "")),
-        f"{machine['cores']} cores" if "cores" in machine else "",
-        f"threads: {origin.threads}" if origin.threads else "",
-        f"{machine['memory_gib']} GiB" if "memory_gib" in machine else "",
-        str(machine.get("platform", "")),
-        f"Python {machine['python']}" if "python" in machine else "",
+        ("device {}", origin.device),
+        ("{}", machine.get("cpu")),
+        ("{} cores", machine.get("cores")),
+        ("threads: {}", origin.threads),
+        ("{} GiB", machine.get("memory_gib")),
+        ("{}", machine.get("platform")),
+        ("Python {}", machine.get("python")),
     ]
-    return ", ".join(filter(None, parts)) or NOT_RECORDED
-
-
-def _software(origin: Origin) -> str:
-    return ", ".join(f"{k} {v}" for k, v in origin.packages.items()) or NOT_RECORDED
-
-
-def _commit(origin: Origin) -> str:
-    if not origin.commit:
-        return NOT_RECORDED
-    return origin.commit[:7] + (" with changes" if origin.dirty else "")
+    return ", ".join(words.format(value) for words, value in parts if value) or NOT_RECORDED

@@ -5,7 +5,7 @@ have no records, by their names. A file that cannot be used is reported as a `Pr
 path and the reason, and never passed over in silence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ import yaml
 
 from harness.errors import ResultFileError
 from harness.file_names import A5CurveKey, A5ScoreKey, Key, ToyCurveKey, ToyScoreKey, parse_name
-from harness.paths import A5_RESULTS, TOY_DATA, TOY_RESULTS
+from harness.outcomes import diverged
+from harness.paths import A5_RESULTS, THEORY_RESULTS, TOY_DATA, TOY_RESULTS
 from harness.records import Record, read_record
 
 PUBLISHED_RESULTS = Path(__file__).with_name("published_results.yaml")
 LINEAR_CDE = "Linear CDE"
 TRAIN_FRACTION = 0.8
 UNVERIFIED = "unverified: not the file that its record describes"
+# Axes of each file of a run of the theory, by its kind.
+AXES = {"fields": (1,), "floor": (1,), "algebra": (2,), "kernel": (1,), "exact": (2,)}
+AXES |= dict.fromkeys(("trained", "lengths"), (1, 1, 1))
 _KEYS = {TOY_RESULTS: (ToyScoreKey, ToyCurveKey), A5_RESULTS: (A5ScoreKey, A5CurveKey)}
 
 
@@ -30,17 +34,21 @@ def published_results() -> dict:
     return yaml.safe_load(PUBLISHED_RESULTS.read_text(encoding="utf-8"))
 
 
+def published_run(runs: list[dict], model: str, depth: int, length: int) -> dict:
+    """The paper's run on A5 of a model, number of blocks and length; {} where unknown."""
+    for run in runs:
+        if (run["model"], run["depth"]) == (model, depth) and length in run["lengths"]:
+            return run
+    return {}
+
+
 def published_stop(config: Mapping[str, Any]) -> int | None:
     """The step at which the paper's run on A5 of a run's config was solved; None where unknown."""
     if config.get("group") != "A5":
         return None
+    known = published_results()["figure_2"]["stopping_points"]["runs"]
     model, depth = config.get("model", LINEAR_CDE), config.get("depth", 1)
-    for known in published_results()["figure_2"]["stopping_points"]["runs"]:
-        if (known["model"], known["depth"]) == (model, depth) and config["length"] in known[
-            "lengths"
-        ]:
-            return known["step"]
-    return None
+    return published_run(known, model, depth, config["length"]).get("step")
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,6 @@ class FoundRun:
     def config(self) -> dict:
         """That of the record, or {} without one: released files have none."""
         return self.record.config if self.record else {}
-
-    @property
-    def outcome(self) -> str | None:
-        """How the run ended, by its record."""
-        return self.record.outcome if self.record else None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,28 @@ class A5Results:
     problems: list[Problem] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One run of the theory: config and arrays, and in `details` what else its record says."""
+
+    config: dict[str, Any]
+    values: tuple[np.ndarray, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TheoryResults:
+    """All runs of the theory of one folder, in the order of their files' names."""
+
+    runs: list[Measured] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def of(self, kind: str, **config: Any) -> list[Measured]:
+        """The runs of a kind whose config says this."""
+        wanted = {"kind": kind, **config}.items()
+        return [run for run in self.runs if wanted <= run.config.items()]
+
+
 def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Problem]]:
     """The runs of one task, and what is wrong with their records.
 
@@ -198,83 +223,106 @@ def load_toy_results(results_dir: Path) -> ToyResults:
     Unusable files are listed in `problems`. Raises NotADirectoryError if `results_dir` is missing;
     a folder without results is not an error.
     """
-    runs, problems = find_runs(results_dir, TOY_RESULTS)
+    runs, problems = _load_runs(results_dir, TOY_RESULTS)
     results = ToyResults(problems=problems)
-    for run in filter(lambda run: run.verified, runs):
-        if isinstance(run.key, ToyScoreKey):
-            _add_score(results, run)
-        elif isinstance(run.key, ToyCurveKey) and (curve := _load_curve(run, problems)):
-            results.curves.append(ToyCurve(run.key, *curve, run.config))
+    for run, values in runs:
+        if isinstance(run.key, ToyCurveKey):
+            results.curves.append(ToyCurve(run.key, *values, run.config))
+        else:
+            score = ToyScore(run.key.input_dim, run.key.run, float(values[0]), run.config)
+            results.scores.append(score)
     results.scores.sort(key=lambda score: (score.input_dim, score.run))
     results.curves.sort(key=lambda curve: curve.key)
-    problems.sort(key=lambda problem: problem.path)
     return results
 
 
 def load_a5_results(results_dir: Path) -> A5Results:
     """Load every A5 result under `results_dir`/outputs_A5; errors as `load_toy_results`."""
-    runs, problems = find_runs(results_dir, A5_RESULTS)
+    runs, problems = _load_runs(results_dir, A5_RESULTS)
     results = A5Results(problems=problems)
-    for run in filter(lambda run: run.verified, runs):
-        key = run.key
-        if isinstance(key, A5ScoreKey) and (curve := _load_curve(run, problems)):
-            results.curves.append(
-                A5Curve(LINEAR_CDE, key.length, 1, run.config, *curve, run.outcome)
-            )
-        elif isinstance(key, A5CurveKey) and (curve := _load_curve(run, problems)):
-            named = {name: value for name, value in vars(key).items() if value is not None}
-            config = {**run.config, **named}
-            results.curves.append(
-                A5Curve(key.model, key.length, key.depth, config, *curve, run.outcome)
-            )
+    for run, values in runs:
+        named = vars(run.key) if isinstance(run.key, A5CurveKey) else {}
+        model, depth = named.get("model", LINEAR_CDE), named.get("depth", 1)
+        config = run.config | {name: value for name, value in named.items() if value is not None}
+        outcome = run.record.outcome if run.record else None
+        results.curves.append(A5Curve(model, run.key.length, depth, config, *values, outcome))
     results.curves.sort(key=lambda c: (c.model, c.length, c.depth, str(sorted(c.config.items()))))
-    problems.sort(key=lambda problem: problem.path)
     return results
 
 
-def _add_score(results: ToyResults, run: FoundRun) -> None:
-    (path,) = run.paths
-    try:
-        mse = float(load_array(path, ndim=0))
-        if mse <= 0:
-            raise ResultFileError(f"holds {mse}, not a positive error")
-    except ResultFileError as error:
-        results.problems.append(Problem(path, str(error), run.key))
-        return
-    results.scores.append(ToyScore(run.key.input_dim, run.key.run, mse, run.config))
+def _load_runs(
+    results_dir: Path, folder: str
+) -> tuple[list[tuple[FoundRun, list[np.ndarray]]], list[Problem]]:
+    """The runs of one task with the arrays of their files, and what is unusable, by path."""
+    runs, problems = find_runs(results_dir, folder)
+    usable = [run for run in runs if run.verified and isinstance(run.key, _KEYS[folder])]
+    loaded = [(run, values) for run in usable if (values := _values(run, problems))]
+    return loaded, sorted(problems, key=lambda problem: problem.path)
 
 
-def _load_curve(run: FoundRun, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and values (records,) of one run, or None with the reason among `problems`."""
-    arrays = []
+def _values(run: FoundRun, problems: list[Problem]) -> list[np.ndarray]:
+    """The arrays of a run's files, or none with the reasons among `problems`."""
+    values, reason = [], None
     for path in run.paths:
         try:
-            arrays.append(load_array(path, ndim=1))
+            values.append(load_array(path, ndim=0 if isinstance(run.key, ToyScoreKey) else 1))
         except ResultFileError as error:
             problems.append(Problem(path, str(error), run.key))
-    if len(arrays) < len(run.paths):
-        return None
-    steps, values = arrays
-    defect = _rmse_defect if isinstance(run.key, ToyCurveKey) else _accuracy_defect
-    if len(steps) != len(values):
-        reason = f"has {len(values)} values for {len(steps)} steps"
-    elif steps[0] < 0 or (np.diff(steps) <= 0).any():
-        reason = "belongs to steps that do not increase from 0"
-    else:
-        reason = defect(values)
-    if reason:
+    if len(values) == len(run.paths) and (reason := _defect(run.key, *values)):
         problems.append(Problem(run.paths[-1], reason, run.key))
-        return None
-    return steps, values
+    return [] if reason or len(values) < len(run.paths) else values
 
 
-def _rmse_defect(rmse: np.ndarray) -> str | None:
-    return "holds an error that is not positive" if (rmse <= 0).any() else None
-
-
-def _accuracy_defect(accuracies: np.ndarray) -> str | None:
-    outside = ((accuracies < 0) | (accuracies > 1)).any()
+def _defect(key: Key, *arrays: np.ndarray) -> str | None:
+    """What is wrong with a run's numbers; `arrays` are the MSE, or steps and values (records,)."""
+    *steps, values = arrays
+    if isinstance(key, ToyScoreKey):
+        return f"holds {values}, not a positive error" if values <= 0 else None
+    if len(steps[0]) != len(values):
+        return f"has {len(values)} values for {len(steps[0])} steps"
+    if steps[0][0] < 0 or (np.diff(steps[0]) <= 0).any():
+        return "belongs to steps that do not increase from 0"
+    if isinstance(key, ToyCurveKey):
+        return "holds an error that is not positive" if (values <= 0).any() else None
+    outside = ((values < 0) | (values > 1)).any()
     return "holds an accuracy that is not between 0 and 1" if outside else None
+
+
+def load_theory_results(results_dir: Path) -> TheoryResults:
+    """Load every run under `results_dir`/outputs_theory; what is unusable is in `problems`.
+
+    Raises: NotADirectoryError, if `results_dir` is missing; without results there are no runs.
+    """
+    if not results_dir.is_dir():
+        raise NotADirectoryError(f"no such folder: {results_dir}")
+    results, folder = TheoryResults(), results_dir / THEORY_RESULTS
+    recorded = set()
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = read_record(path)
+            recorded |= {path.with_name(name) for name in record.files}
+            if diverged(record.outcome):
+                results.problems.append(Problem(path, f"its training {record.outcome}"))
+            elif record.files:
+                values = tuple(_theory_arrays(path, record))
+                results.runs.append(Measured(record.config, values, record.model_extra))
+        except ResultFileError as error:
+            results.problems.append(Problem(path, str(error)))
+    strangers = sorted(set(folder.glob("*.npy")) - recorded)
+    results.problems += [Problem(path, "has no record") for path in strangers]
+    return results
+
+
+def _theory_arrays(path: Path, record: Record) -> Iterator[np.ndarray]:
+    """The arrays of a record's files. Raises: ResultFileError."""
+    kind = record.config.get("kind")
+    if kind not in AXES or len(AXES[kind]) != len(record.files):
+        raise ResultFileError(f"not the record of a run of {', '.join(AXES)}")
+    for name, ndim in zip(record.files, AXES[kind], strict=True):
+        file = path.with_name(name)
+        if file.exists() and not record.describes(file):
+            raise ResultFileError(f"{name} is {UNVERIFIED}")
+        yield load_array(file, ndim)
 
 
 def load_array(path: Path, ndim: int) -> np.ndarray:

@@ -17,17 +17,19 @@ PARTIAL = "partial"
 NOT_RUN = "not run"
 NOT_COMPARABLE = "not comparable"
 MEAN = "mean"
+OTHER_SETTINGS = " *"  # ends the label of what was not made with the paper's settings
+OTHER_SETTINGS_LABEL = "* not the paper's settings"
 QUESTION = "Does this agree with the paper?"
-# For one number, and for several.
-_PHRASES = {
-    AGREES: ("agrees", "agree"),
-    DISAGREES: ("disagrees", "disagree"),
-    ROUNDING: ("differs by GPU rounding", "differ by GPU rounding"),
-    BETTER: ("is better than its band", "are better than its band"),
-    WORSE: ("is worse than its band", "are worse than its band"),
-    PARTIAL: ("is partial", "are partial"),
-    NOT_COMPARABLE: ("is not comparable", "are not comparable"),
-    NOT_RUN: ("was not run", "were not run"),
+# In the order in which they are counted: words for one number, for several, style on a terminal.
+VERDICTS = {
+    AGREES: ("agrees", "agree", "green"),
+    DISAGREES: ("disagrees", "disagree", "bold red"),
+    ROUNDING: ("differs by GPU rounding", "differ by GPU rounding", "cyan"),
+    BETTER: ("is better than its band", "are better than its band", "cyan"),
+    WORSE: ("is worse than its band", "are worse than its band", "bold red"),
+    PARTIAL: ("is partial", "are partial", "yellow"),
+    NOT_COMPARABLE: ("is not comparable", "are not comparable", "yellow"),
+    NOT_RUN: ("was not run", "were not run", "dim"),
 }
 _SO_FAR = {AGREES: "inside the band so far", BETTER: "better so far", WORSE: "worse so far"}
 VERDICT_RULE = (
@@ -36,16 +38,6 @@ VERDICT_RULE = (
     "compares at that step. 'not comparable': the settings are not the paper's, or a file is not "
     "the one that its record describes ('unverified')."
 )
-VERDICT_STYLES = {
-    AGREES: "green",
-    DISAGREES: "bold red",
-    ROUNDING: "cyan",
-    BETTER: "cyan",
-    WORSE: "bold red",
-    PARTIAL: "yellow",
-    NOT_COMPARABLE: "yellow",
-    NOT_RUN: "dim",
-}
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ Row = ErrorRow | BlocksRow
 def count_verdicts(rows: list[Row]) -> dict[str, int]:
     """How many of the paper's numbers got each verdict, in a fixed order."""
     counts = Counter(row.verdict for row in rows if row.is_published)
-    return {verdict: counts[verdict] for verdict in VERDICT_STYLES}
+    return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
 def answer(rows: list[Row]) -> str:
@@ -146,7 +138,7 @@ def answer(rows: list[Row]) -> str:
     parts = []
     for verdict, count in counts.items():
         if count:
-            parts.append(f"{count} {_PHRASES[verdict][count > 1]}")
+            parts.append(f"{count} {VERDICTS[verdict][count > 1]}")
         if verdict == PARTIAL and any(so_far[v] for v in _SO_FAR):
             known = [f"{so_far[v]} {words}" for v, words in _SO_FAR.items() if so_far[v]]
             parts[-1] += f" ({', '.join(known)})"

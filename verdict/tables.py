@@ -11,11 +11,9 @@ from rich.text import Text
 
 from harness.file_names import configuration_label
 from verdict import figure_1, figure_2
-from verdict.minimum_blocks import (
+from verdict.figure_2 import (
     MARKS,
     NOT_REACHED,
-    OTHER_SETTINGS,
-    OTHER_SETTINGS_LABEL,
     UNFINISHED,
     Search,
 )
@@ -23,9 +21,11 @@ from verdict.provenance import Provenance, RecordGroup
 from verdict.results import LINEAR_CDE
 from verdict.rows import (
     NOT_RUN,
+    OTHER_SETTINGS,
+    OTHER_SETTINGS_LABEL,
     QUESTION,
     VERDICT_RULE,
-    VERDICT_STYLES,
+    VERDICTS,
     BlocksRow,
     ErrorRow,
     Row,
@@ -191,7 +191,7 @@ def _rich_table(title: str, headings: list[str], cells: list[list[str]]) -> Tabl
         table.add_column(heading, overflow="fold", no_wrap=heading not in WRAPPED)
     in_section = 0
     for line, following in zip(cells, [*cells[1:], None], strict=True):
-        styled = [Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in line]
+        styled = [Text(cell, style=VERDICTS.get(cell, [""])[-1]) for cell in line]
         in_section += 1
         ends = following is not None and following[0] != line[0]
         table.add_row(*styled, end_section=ends and in_section > 1)
