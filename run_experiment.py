@@ -60,7 +60,7 @@ SIGUSR2. They save a checkpoint first; a second Ctrl-C ends at once. SIGTERM als
 background job, which ignores Ctrl-C.
 """
 
-# Short flags for keys of the config: metavar, help.
+# Flags for keys of the config: metavar, help.
 FLAGS: Mapping[str, tuple[str, str]] = {
     "-s": ("SEED", "random seed"),
     "-n": ("NAME", "sequence model: its name"),
@@ -68,9 +68,8 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "-d": ("DEPTH", "sequence model: number of blocks"),
     "-i": ("INPUT_DIM", "toy: path dimension, 2 or 3"),
     "-nl": ("BOOL", "toy sequence model: nonlinear"),
+    "--set": ("KEY=VALUE", "any key; may be repeated"),
 }
-
-
 # What -m and -e name: a module of `experiments`, imported once it is chosen, and its YAML file.
 EXPERIMENTS: Mapping[tuple[str, str], str] = {
     ("LCDE", "toy"): "lcde_toy",
@@ -118,14 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", "--model", required=True, choices=["LCDE", "SequenceModel"])
     parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5", "theory"])
     flags = parser.add_argument_group("settings of the config (each only where it applies)")
+    # All that is given, so that a key set twice can be refused: argparse would take the last.
+    kept: dict[str, Any] = {"dest": "given", "action": "append", "default": []}
     for flag, (metavar, words) in FLAGS.items():
-        # Kept each time, so that a repeated flag can be refused: argparse would take the last.
-        flags.add_argument(
-            flag, dest=flag, action="append", default=[], metavar=metavar, help=words
-        )
-    flags.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; may be repeated"
-    )
+        with_flag = partial(lambda flag, text: (flag, text), flag)
+        flags.add_argument(flag, metavar=metavar, help=words, type=with_flag, **kept)
     parser.add_argument(
         "-c", "--config", type=Path, metavar="CONFIG.yaml", help="default: the paper's"
     )
@@ -184,6 +180,8 @@ def add_launcher_flags(group: Any) -> None:
 
 def check_launcher_flags(arguments: argparse.Namespace) -> None:
     """Refuse flags that the launcher does not read. Raises: ConfigError."""
+    if arguments.time and not arguments.plan:
+        raise ConfigError("--time: needs --plan; it measures a part of the runs and does none")
     launcher = arguments.launcher
     given = {
         "--workers": (arguments.workers is not None, "local"),
@@ -192,8 +190,6 @@ def check_launcher_flags(arguments: argparse.Namespace) -> None:
         "--leave-held": (arguments.leave_held, "in-process"),
         "--overwrite": (arguments.overwrite, "in-process"),
     }
-    if arguments.time and not arguments.plan:
-        raise ConfigError("--time: needs --plan; it measures a part of the runs and does none")
     for flag, (is_given, where) in given.items():
         if is_given and launcher != where:
             raise ConfigError(f"{flag}: applies to --launcher {where} alone, not to {launcher}")
@@ -274,26 +270,21 @@ def overrides(
 ) -> dict[str, tuple[Any, str]]:
     """The keys the command line sets: key -> (value, its words). Raises: ConfigError."""
     found: dict[str, tuple[Any, str]] = {}
-    given = [(flag, text) for flag in FLAGS for text in getattr(arguments, flag)]
-    for flag, text in given:
-        where = f"-m {arguments.model} -e {arguments.experiment}"
-        if flag not in config_class.flags:
+    for flag, text in arguments.given:
+        words = f"{flag} {text}"
+        if flag == "--set":
+            key, value = parse_setting(text)
+        elif flag in config_class.flags:
+            key = config_class.flags[flag]
+            value = config_class.one_or_list(key, parse_value(text, words))
+        else:
+            where = f"-m {arguments.model} -e {arguments.experiment}"
             allowed = ", ".join(config_class.flags)
-            raise ConfigError(f"{flag} {text}: does not apply to {where}, which takes {allowed}")
-        key = config_class.flags[flag]
-        value = config_class.one_or_list(key, parse_value(text, f"{flag} {text}"))
-        add_override(found, key, value, f"{flag} {text}")
-    for setting in arguments.set:
-        key, value = parse_setting(setting)
-        add_override(found, key, value, f"--set {setting}")
+            raise ConfigError(f"{words}: does not apply to {where}, which takes {allowed}")
+        if key in found:
+            raise ConfigError(f"{words}: '{key}' is set already by {found[key][1]}")
+        found[key] = (value, words)
     return found
-
-
-def add_override(found: dict[str, tuple[Any, str]], key: str, value: Any, words: str) -> None:
-    """Add one override. Raises: ConfigError, when the key is set already."""
-    if key in found:
-        raise ConfigError(f"{words}: '{key}' is set already by {found[key][1]}")
-    found[key] = (value, words)
 
 
 def print_plan(runs: Sequence[Run]) -> None:
@@ -390,15 +381,11 @@ def installed(extra: str, what: str) -> Iterator[None]:
 
 def print_next_step(name: str, results_dir: Path) -> None:
     """Where to go from an experiment's results: to the theory's figure, or beside the paper."""
-    folder = (
-        results_dir.relative_to(Path.cwd())
-        if results_dir.is_relative_to(Path.cwd())
-        else results_dir
-    )
-    if name == "theory":
-        print(f"drawn: python plot_theory.py --results-dir {folder}")
-    else:
-        print(f"beside the paper: python compare_to_paper.py --results-dir {folder}")
+    here = Path.cwd()
+    folder = results_dir.relative_to(here) if results_dir.is_relative_to(here) else results_dir
+    paper = "beside the paper: python compare_to_paper.py"
+    step = "drawn: python plot_theory.py" if name == "theory" else paper
+    print(f"{step} --results-dir {folder}")
 
 
 def fail(message: str, code: int = 1) -> int:
