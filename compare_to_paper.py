@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from harness.atomic_files import atomic_write
@@ -78,10 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = figure_1.compare(toy, published["figure_1"])
     rows += figure_2.compare(a5, published["figure_2"])
     provenance = load_provenance(args.results_dir)
-
-    def html() -> str:
-        return page.page(rows, toy, a5, published, provenance)
-
+    html = partial(page.page, rows, toy, a5, published, provenance)
     if args.format == "text":
         print_text(rows)
     elif args.format == "html":

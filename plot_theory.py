@@ -23,14 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
-    return plot(build_parser(), argv, OUTPUT_NAME, THEORY_RESULTS, _draw)
+    return plot(build_parser(), argv, _draw)
 
 
 def _draw(args: argparse.Namespace) -> Drawing:
     results = load_theory_results(args.results_dir)
     if not results.runs:
-        missing = f"nothing to draw: no theory results in {args.results_dir}"
-        return Drawing(results.problems, missing=missing)
+        return Drawing(results.problems)
     figure, notes = draw_figure(results)
     lengths, words = draw_lengths(results)
     figures = {"": figure} | ({"_lengths": lengths} if lengths else {})

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the figure. Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments)."""
-    return plot(build_parser(), argv, OUTPUT_NAME, TOY_RESULTS, _draw)
+    return plot(build_parser(), argv, _draw)
 
 
 def _draw(args: argparse.Namespace) -> Drawing:
@@ -51,8 +51,7 @@ def _draw(args: argparse.Namespace) -> Drawing:
     lines, notes = select_lines(results, published["sequence_models"]["settings"])
     notes += linear_cde_notes(results.scores, published["linear_cde"]["settings"])
     if not lines and not results.scores:
-        missing = f"nothing to draw: no toy results in {args.results_dir}"
-        return Drawing(results.problems, missing=missing)
+        return Drawing(results.problems)
     left_out = missing_configurations(results, lines)
     if left_out:
         notes.append("left out, no usable results: " + "; ".join(left_out))

@@ -74,13 +74,13 @@ def test_panels_axes_and_lines_are_those_of_figure_1():
 
 def test_a_line_is_the_mean_and_its_band_the_range_over_runs():
     curves = [curve(run=run) for run in (0, 1, 4)]
-    summary = draw_1.summarise(curves)
-    assert np.allclose(summary.mean, (0.01 + 0.02 + 0.05) / 3)
-    assert np.allclose(summary.low, 0.01)
-    assert np.allclose(summary.high, 0.05)
+    _, mean, low, high = draw_1.summarise(curves)
+    assert np.allclose(mean, (0.01 + 0.02 + 0.05) / 3)
+    assert np.allclose(low, 0.01)
+    assert np.allclose(high, 0.05)
     figure, _ = draw(ToyResults(curves=curves))
     drawn = line(figure.axes[0], "Mamba, depth 2, nonlinear")
-    assert np.array_equal(drawn.get_ydata(), summary.mean)
+    assert np.array_equal(drawn.get_ydata(), mean)
     (band,) = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (0.01, 0.05)

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def plot_parser(
         metavar="SECONDS",
         help="draw again whenever the results change, looking every SECONDS, until Ctrl-C",
     )
+    parser.set_defaults(folder=folder, default_name=default_name)
     return parser
 
 
@@ -46,7 +48,7 @@ def plot_parser(
 class Drawing:
     """What a door has drawn: figures by the end of their names, and what there is to say.
 
-    `missing` says why the figure itself is not among them.
+    `missing` says why the figure itself is not among them, where there were results.
     """
 
     problems: list[Problem]
@@ -56,18 +58,15 @@ class Drawing:
 
 
 def plot(
-    parser: argparse.ArgumentParser,
-    argv: list[str] | None,
-    default_name: str,
-    folder: str,
-    draw: Callable[[argparse.Namespace], Drawing],
+    parser: argparse.ArgumentParser, argv: list[str] | None, draw: Callable[..., Drawing]
 ) -> int:
     """A plot script: draw, say what was skipped, write, and again with --watch.
 
+    parser: from `plot_parser`; draw: is given its arguments.
     Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments).
     """
     args = parser.parse_args(argv)
-    output = args.output or args.results_dir / default_name
+    output = args.output or args.results_dir / args.default_name
     if output.suffix != ".pdf":
         parser.error(f"--output must end in .pdf, not {output.name!r}")
 
@@ -80,11 +79,15 @@ def plot(
             print_problems(drawing.problems)
             written = _write(parser, output, drawing.figures)
         print("".join(f"{line}\n" for line in written + drawing.notes), end="")
-        if drawing.missing:
-            print(drawing.missing, file=sys.stderr)
-        return int(bool(drawing.missing or (args.strict and drawing.problems)))
+        missing = drawing.missing
+        if not (missing or drawing.figures):
+            kind = args.folder.removeprefix("outputs_")
+            missing = f"nothing to draw: no {kind} results in {args.results_dir}"
+        if missing:
+            print(missing, file=sys.stderr)
+        return int(bool(missing or (args.strict and drawing.problems)))
 
-    return draw_and_watch(draw_once, args.results_dir / folder, args.watch)
+    return draw_and_watch(draw_once, args.results_dir / args.folder, args.watch)
 
 
 def _write(parser: argparse.ArgumentParser, output: Path, figures: dict[str, Figure]) -> list[str]:
@@ -127,19 +130,13 @@ def _fingerprint(folder: Path) -> list[tuple[Path, int, int]]:
     """Changes whenever a file of the folder does."""
     states = []
     for path in sorted(folder.glob("*")):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:  # a temporary file that was renamed since
-            continue
-        states.append((path, stat.st_mtime_ns, stat.st_size))
+        with suppress(FileNotFoundError):  # a temporary file that was renamed since
+            states.append((path, path.stat().st_mtime_ns, path.stat().st_size))
     return states
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return seconds
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")

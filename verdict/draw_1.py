@@ -56,26 +56,21 @@ class Line:
     label: str
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean, least and greatest value over the runs recorded at each step, all (records,)."""
+def summarise(curves: list[ToyCurve], first_step: int = 0) -> np.ndarray:
+    """Steps, and mean, least and greatest value over the runs recorded there: (4, records).
 
-    steps: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def summarise(curves: list[ToyCurve], first_step: int = 0) -> Summary:
-    """Combine runs that may have stopped at different steps, from a step on."""
+    Runs may have stopped at different steps; only those from a step on are taken.
+    """
     values = defaultdict(list)
     for curve in curves:
         for step, rmse in zip(curve.steps, curve.rmse, strict=True):
             values[step].append(rmse)
-    steps = sorted(step for step in values if step >= first_step)
-    columns = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
-    mean, low, high = np.reshape(columns, (-1, 3)).T
-    return Summary(np.array(steps), mean, low, high)
+    columns = [
+        (step, np.mean(rmse), min(rmse), max(rmse))
+        for step, rmse in sorted(values.items())
+        if step >= first_step
+    ]
+    return np.reshape(columns, (-1, 4)).T
 
 
 def select_lines(results: ToyResults, settings: dict) -> tuple[list[Line], list[str]]:
@@ -96,11 +91,8 @@ def select_lines(results: ToyResults, settings: dict) -> tuple[list[Line], list[
             continue
         chosen = min(group, key=lambda differences: (len(differences), differences))
         for differences in sorted(filter(None, group)):
-            fate = "drawn" if differences == chosen else "left out"
-            notes.append(
-                f"not the paper's settings, {fate}: {label} ({input_dim}D): "
-                + "; ".join(differences)
-            )
+            fate = f"not the paper's settings, {'drawn' if differences == chosen else 'left out'}"
+            notes.append(f"{fate}: {label} ({input_dim}D): {'; '.join(differences)}")
         label += OTHER_SETTINGS if chosen else ""
         lines.append(Line(configuration, input_dim, group[chosen], label))
     return lines, notes
@@ -123,12 +115,9 @@ def missing_configurations(results: ToyResults, lines: list[Line]) -> list[str]:
     """Name what the paper's figure shows and these results lack, with its panels."""
     present = {(configuration_label(*line.configuration), line.input_dim) for line in lines}
     present |= {(LCDE_LABEL, score.input_dim) for score in results.scores}
-    missing = []
-    for label in [configuration_label(*configuration) for configuration in STYLES] + [LCDE_LABEL]:
-        panels = [f"{d}D" for d in PANELS if (label, d) not in present]
-        if panels:
-            missing.append(f"{label} ({', '.join(panels)})")
-    return missing
+    labels = [*(configuration_label(*configuration) for configuration in STYLES), LCDE_LABEL]
+    missing = {label: [f"{d}D" for d in PANELS if (label, d) not in present] for label in labels}
+    return [f"{label} ({', '.join(panels)})" for label, panels in missing.items() if panels]
 
 
 def draw_figure(
@@ -178,26 +167,24 @@ def draw_figure(
 
 def _draw_line(axes: Axes, line: Line, paper_last_step: int, logarithmic: bool) -> None:
     """On the logarithmic axis all runs end early: a cross marks those before the last."""
-    summary = summarise(line.curves, first_step=int(logarithmic))
-    if not summary.steps.size:
+    steps, mean, low, high = summarise(line.curves, first_step=int(logarithmic))
+    if not steps.size:
         return
     style = STYLES[line.configuration]
-    every = max(1, len(summary.steps) // MARKERS_PER_LINE)
+    every = max(1, len(steps) // MARKERS_PER_LINE)
     # Staggered, so that the markers of lines that lie on each other do not hide each other.
     first = every * list(STYLES).index(line.configuration) // len(STYLES)
     marks = {"ms": 4.5, "markevery": (first, every)}
     if logarithmic:
         marks = {"ms": 6.5, "markevery": (-1 % every, every), "zorder": 3}
-    axes.plot(summary.steps, summary.mean, lw=1.4, label=line.label, **marks, **style)
+    axes.plot(steps, mean, lw=1.4, label=line.label, **marks, **style)
     if len(line.curves) > 1:
-        axes.fill_between(
-            summary.steps, summary.low, summary.high, color=style["color"], alpha=0.2, lw=0
-        )
-    whole = summary.steps[-1] if logarithmic else paper_last_step
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, lw=0)
+    whole = steps[-1] if logarithmic else paper_last_step
     ends = sorted({c.steps[-1] for c in line.curves if 0 < c.steps[-1] < whole})
     if ends:
-        heights = summary.mean[np.searchsorted(summary.steps, ends)]
-        axes.plot(ends, heights, color=style["color"], **CROSS)
+        heights = mean[np.searchsorted(steps, ends)]
+        axes.plot(ends, heights, color=style["color"], label=END_LABEL, **CROSS)
 
 
 def _draw_linear_cde(axes: Axes, results: ToyResults, input_dim: int, settings: dict) -> None:
@@ -237,27 +224,23 @@ def _draw_published(axes: Axes, input_dim: int, published: dict, first_step: int
 
 def _add_legend(figure: Figure, overlay: bool) -> int:
     """One legend above both panels, naming what they show in Figure 1's order; returns its rows."""
+    configurations = {configuration_label(*c): style for c, style in STYLES.items()}
     handles = {}
     if overlay:  # the paper's curves have the colours of ours, whether those are there or not
-        handles = {configuration_label(*c): Line2D([], [], **s) for c, s in STYLES.items()}
-    crosses = False
+        handles = {label: Line2D([], [], **style) for label, style in configurations.items()}
+        handles[PAPER_LABEL] = Line2D([], [], color="0.3", **PAPER_LINE)
     for axes in figure.axes:
         drawn, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
-        crosses |= any(line.get_marker() == "x" for line in axes.lines)
-    order = [*map(lambda c: configuration_label(*c), STYLES), ZERO_LABEL, LCDE_LABEL]
+    if END_LABEL in handles:
+        handles[END_LABEL] = Line2D([], [], color="0.3", **CROSS)
     marked = {label.removesuffix(OTHER_SETTINGS) for label in handles if OTHER_SETTINGS in label}
+    if marked:
+        handles[OTHER_SETTINGS_LABEL] = Line2D([], [], ls="none")
+    order = [*configurations, ZERO_LABEL, LCDE_LABEL, PAPER_LABEL, END_LABEL, OTHER_SETTINGS_LABEL]
     labels = [label for label in handles if label not in marked]
     labels.sort(key=lambda label: order.index(label.removesuffix(OTHER_SETTINGS)))
-    extra = [Line2D([], [], color="0.3", **PAPER_LINE)] * overlay
-    names = [PAPER_LABEL] * overlay
-    if crosses:
-        extra.append(Line2D([], [], color="0.3", **CROSS))
-        names.append(END_LABEL)
-    if marked:
-        extra.append(Line2D([], [], ls="none"))
-        names.append(OTHER_SETTINGS_LABEL)
-    lines = [*(handles[label] for label in labels), *extra]
     columns = {"ncols": LEGEND_COLUMNS, "frameon": False, "handlelength": 3.2}
-    figure.legend(lines, labels + names, loc="upper center", **columns)
+    lines = [handles[label] for label in labels]
+    figure.legend(lines, labels, loc="upper center", **columns)
     return math.ceil(len(lines) / LEGEND_COLUMNS)

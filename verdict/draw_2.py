@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from verdict.figure_2 import Cell, Search
+from verdict.figure_2 import Search
 from verdict.look import MODEL_STYLES
 from verdict.results import LINEAR_CDE
 from verdict.rows import OTHER_SETTINGS, OTHER_SETTINGS_LABEL
@@ -81,18 +81,15 @@ def _draw_model(axes: Axes, model: str, found: Search) -> bool:
     if all(cell.blocks is None for cell in cells):
         return False
     heights = _heights([cell.blocks for cell in cells], OFFSETS[model])
-    label = found.label(model) + _coverage(cells)
+    known = sum(cell.blocks is not None or cell.decided for cell in cells)
+    label = found.label(model)
+    if known < len(cells):  # tells a line that ends so from one that ends at a failure
+        label += f" ({known} of {len(cells)} lengths)"
     axes.plot(found.lengths, heights, label=label, **LINE, **MODEL_STYLES[model])
     hollow = [cell.blocks is not None and not cell.decided for cell in cells]
     style = MODEL_STYLES[model] | {"ls": "none", "mfc": "white", "ms": LINE["ms"]}
     axes.plot(np.array(found.lengths)[hollow], heights[hollow], **style)
     return any(hollow)
-
-
-def _coverage(cells: list[Cell]) -> str:
-    """Tells a line that ends because runs are missing from one that ends at a failure."""
-    known = sum(cell.blocks is not None or cell.decided for cell in cells)
-    return "" if known == len(cells) else f" ({known} of {len(cells)} lengths)"
 
 
 def _draw_published(axes: Axes, model: str, published: dict) -> None:

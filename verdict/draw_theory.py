@@ -44,7 +44,6 @@ MARK = {"color": "0.1", "marker": "_", "ms": 22, "mew": 1.6, "ls": "none"}
 MEASURED = {"ms": 5, "capsize": 2.5, "elinewidth": 1.0}
 LEGEND = {"fontsize": 7.5, "edgecolor": "none", "framealpha": 0.8, "handlelength": 2.4}
 NOTE = {"fontsize": 7.5, "color": "0.25"}
-LAST = float("inf")  # where 'dense' stands among block sizes
 SHIFTS = (-0.09, -0.03, 0.03, 0.09)  # of the groups, so that none hides another
 POSITIONS = (20, 40, 100, 200, 500)
 LENGTHS_SIZE = (6, 4)  # inches
@@ -63,7 +62,7 @@ def structure_name(block_size: int | str) -> str:
 
 def by_size(block_size: int | str) -> float:
     """The order of structures: by block size, dense last."""
-    return LAST if block_size == "dense" else float(block_size)
+    return float("inf") if block_size == "dense" else float(block_size)
 
 
 def rows_by(runs: Iterable[Measured], key: str) -> Errors:
@@ -127,7 +126,7 @@ def draw_width(axes: Axes, results: TheoryResults) -> list[str]:
     for floor in results.of("floor"):
         least, zero = floor.values[0]
         notes.append(f"volume, diagonal: not below {least:.4g}; predicting zero {zero:.4g}")
-        axes.axhline(floor.values[0][0], **PREDICTION, ls="--")
+        axes.axhline(least, **PREDICTION, ls="--")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(yscale="log", xlabel="Width H", ylabel="Validation RMSE")
@@ -179,10 +178,7 @@ def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
 def richest_width(runs: Sequence[Measured]) -> tuple[int, Errors]:
     """The width that was measured with the most structures, and the errors by structure."""
     found = grouped(runs, "hidden_dim", "block_size")
-    if not found:
-        return 0, {}
-    width = max(found, key=lambda width: (len(found[width]), width))
-    return width, found[width]
+    return max(found.items(), key=lambda item: (len(item[1]), item[0]), default=(0, {}))
 
 
 def diagonal_prediction(target: str, results: TheoryResults) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.file_names import ToyCurveKey, ToyScoreKey
+from harness.file_names import Key, ToyScoreKey
 from verdict.results import LINEAR_CDE, ToyResults
 from verdict.rows import (
     AGREES,
@@ -69,7 +69,8 @@ def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> li
             rows.append(replace(row, verdict=verdict_without_result([note]), note=note))
             continue
         config = scores[run].config
-        row = replace(row, ours=scores[run].mse, precision=_words(config.get("matmul_precision")))
+        precision = config.get("matmul_precision")
+        row = replace(row, ours=scores[run].mse, precision=precision and str(precision))
         differences = departures(config, published["settings"])
         if key in unusable:  # the number is sound, so the fault is in its record
             differences.append(unusable[key])
@@ -81,10 +82,6 @@ def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> li
             notes = unrecorded(config, published["settings"]) if config else []
             rows.append(_judge_mse(replace(row, note="; ".join(notes))))
     return [*rows, _linear_cde_mean(rows, len(paper))]
-
-
-def _words(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _linear_cde_mean(rows: list[ErrorRow], paper_runs: int) -> ErrorRow:
@@ -124,48 +121,41 @@ def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict
         if curve.key in unusable:  # the curve is sound, so the fault is in its record
             differences.append(unusable[curve.key])
         if differences:
-            row = replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences))
-            rows.append(_at_step(row, max(values), values))
+            step, note = max(values), "; ".join(differences)
+            row = replace(row, step=step, ours=values[step], verdict=NOT_COMPARABLE, note=note)
         else:
             shared = paper_curve["rmse"].keys() & values.keys() - {0}
             step = max(shared, default=max(values))
-            row = _judge_rmse(_at_step(row, step, values), published, paper_curve)
+            row = _judge_rmse(replace(row, step=step, ours=values[step]), published, paper_curve)
             notes = unrecorded(curve.settings, settings) if curve.config else []
-            rows.append(replace(row, note="; ".join(filter(None, [row.note, *notes]))))
+            row = replace(row, note="; ".join(filter(None, [row.note, *notes])))
+        rows.append(row)
     return [*rows, _sequence_model_mean(rows, blank, results, published, paper_curve)]
 
 
-def _is_of(key: ToyCurveKey, paper_curve: dict) -> bool:
-    return all(getattr(key, name) == paper_curve[name] for name in IDENTITY)
-
-
-def _at_step(row: ErrorRow, step: int, values: dict[int, float]) -> ErrorRow:
-    return replace(row, step=step, ours=values[step])
+def _is_of(key: Key, paper_curve: dict) -> bool:
+    return all(getattr(key, name, None) == paper_curve[name] for name in IDENTITY)
 
 
 def _sequence_model_mean(
     rows: list[ErrorRow], blank: ErrorRow, results: ToyResults, published: dict, paper_curve: dict
 ) -> ErrorRow:
-    notes = [
-        f"run {key.run}: {reason}"
-        for key, reason in defects(results.problems).items()
-        if isinstance(key, ToyCurveKey) and _is_of(key, paper_curve)
-    ]
+    unusable = defects(results.problems).items()
+    notes = [f"run {key.run}: {reason}" for key, reason in unusable if _is_of(key, paper_curve)]
     comparable = [row for row in rows if row.verdict != NOT_COMPARABLE]
     if not comparable:
         last_step = published["sequence_models"]["last_step"]
         low, high = _limits(*_deciding(last_step, published, paper_curve))
-        mean = _beside_paper(replace(blank, step=last_step, low=low, high=high), paper_curve)
-        verdict = _verdict_without_runs(rows, notes)
-        return replace(mean, verdict=verdict, note="; ".join(notes))
+        verdict, note = _verdict_without_runs(rows, notes), "; ".join(notes)
+        mean = replace(blank, step=last_step, low=low, high=high, verdict=verdict, note=note)
+        return _beside_paper(mean, paper_curve)
     step = max(row.step for row in comparable)
     used = [row for row in comparable if row.step == step]
-    mean = replace(blank, step=step, ours=_mean(used, "ours"))
-    mean = _judge_rmse(mean, published, paper_curve)
+    mean = _judge_rmse(replace(blank, step=step, ours=_mean(used, "ours")), published, paper_curve)
     paper_runs = published["sequence_models"]["runs"]
     if len(used) < paper_runs:
         notes.insert(0, f"over {len(used)} of {paper_runs} runs")
-    return replace(mean, note="; ".join([mean.note, *notes] if mean.note else notes))
+    return replace(mean, note="; ".join(filter(None, [mean.note, *notes])))
 
 
 def _unpublished_rows(results: ToyResults, published: dict) -> list[ErrorRow]:

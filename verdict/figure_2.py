@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.file_names import A5CurveKey, A5ScoreKey, configuration_label
+from harness.file_names import Key, configuration_label
 from harness.outcomes import FINISHED, diverged, failed
 from verdict.results import LINEAR_CDE, A5Curve, A5Results, Problem, published_run
 from verdict.rows import (
@@ -100,19 +100,14 @@ class Cell:
         return here.get(self.at_most) or here.get(max(here, default=0))
 
     @property
-    def other_settings(self) -> list[str]:
-        """How the runs that bear on the number depart from the paper's settings."""
-        return sorted({text for run in self._bearing for text in run.other_settings})
-
-    @property
-    def remarks(self) -> list[str]:
-        """How they depart from the paper's schedule, and which settings are not recorded."""
-        texts = (text for run in self._bearing for text in run.other_schedule + run.unrecorded)
-        return sorted(set(texts))
-
-    @property
-    def _bearing(self) -> list[Trial]:
+    def bearing(self) -> list[Trial]:
+        """The runs that bear on the number."""
         return [run for depth, run in self.evidence.items() if depth <= self.at_most]
+
+    @property
+    def other_settings(self) -> list[str]:
+        """How they depart from the paper's settings."""
+        return sorted({text for run in self.bearing for text in run.other_settings})
 
 
 @dataclass
@@ -261,25 +256,26 @@ def compare(results: A5Results, published: dict) -> list[BlocksRow]:
     """A row for each model and length; `published` is that part of published_results.yaml."""
     table = published["min_blocks"]
     found = search(results, published)
-    unusable = _unusable(results.problems)
     rows = []
     for model in found.models:
         paper = dict(zip(table["lengths"], table["models"][model], strict=True))
         for length in found.lengths:
             cell = found.cells[model, length]
-            row = _ours(model, cell)
+            row = BlocksRow(model, length, ours=cell.blocks, state=cell.state)
+            if cell.deciding:
+                row = _with_last_record(row, cell.deciding.curve)
             if length in paper:
                 row = _beside_paper(row, cell, paper[length], published)
-                rows.append(_judge(row, cell, unusable[model, length]))
+                here = [p for p in results.problems if _is_of(p.key, model, length)]
+                rows.append(_judge(row, cell, here))
             elif cell.deciding:
                 note = "the paper has no such length"
                 rows.append(replace(row, verdict=NOT_COMPARABLE, note=note))
     return rows + _unpublished_rows(results, published)
 
 
-def _ours(model: str, cell: Cell) -> BlocksRow:
-    row = BlocksRow(model, cell.length, ours=cell.blocks, state=cell.state)
-    return row if cell.deciding is None else _with_last_record(row, cell.deciding.curve)
+def _is_of(key: Key | None, model: str, length: int) -> bool:
+    return (getattr(key, "model", LINEAR_CDE), getattr(key, "length", None)) == (model, length)
 
 
 def _with_last_record(row: BlocksRow, curve: A5Curve) -> BlocksRow:
@@ -303,9 +299,11 @@ def _judge(row: BlocksRow, cell: Cell, unusable: list[Problem]) -> BlocksRow:
     notes = [f"{problem.path.name}: {problem.reason}" for problem in unusable]
     if not cell.decided and cell.deciding is None:
         return replace(row, verdict=verdict_without_result(notes), note="; ".join(notes))
-    notes = [*cell.other_settings, *cell.remarks, *notes]
+    remarks = {text for run in cell.bearing for text in run.other_schedule + run.unrecorded}
+    notes = [*cell.other_settings, *sorted(remarks), *notes]
     if not cell.decided:
-        notes.insert(0, _possible(cell))
+        upper = "or more" if cell.blocks is None else f"to {cell.at_most}"
+        notes.insert(0, f"{cell.at_least} {upper} are possible")
     row = replace(row, note="; ".join(notes))
     if cell.other_settings or any(problem.path.suffix == ".json" for problem in unusable):
         return replace(row, verdict=NOT_COMPARABLE)
@@ -315,24 +313,6 @@ def _judge(row: BlocksRow, cell: Cell, unusable: list[Problem]) -> BlocksRow:
     if not cell.at_least <= paper <= cell.at_most:
         return replace(row, verdict=DISAGREES)
     return replace(row, verdict=AGREES if cell.decided else PARTIAL)
-
-
-def _possible(cell: Cell) -> str:
-    if cell.blocks is None:
-        return f"{cell.at_least} or more are possible"
-    return f"{cell.at_least} to {cell.at_most} are possible"
-
-
-def _unusable(problems: list[Problem]) -> dict[tuple[str, int], list[Problem]]:
-    """Skipped files by model and length."""
-    unusable = defaultdict(list)
-    for problem in problems:
-        match problem.key:
-            case A5ScoreKey(length):
-                unusable[LINEAR_CDE, length].append(problem)
-            case A5CurveKey(model, length):
-                unusable[model, length].append(problem)
-    return unusable
 
 
 def _unpublished_rows(results: A5Results, published: dict) -> list[BlocksRow]:

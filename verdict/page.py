@@ -1,16 +1,13 @@
 """The comparison as one page: a self-contained HTML file without scripts or anything to load."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from harness.file_names import configuration_label
 from verdict import draw_1, draw_2, figure_1, figure_2, look
-from verdict.figure_2 import MARKS, search
 from verdict.provenance import Provenance
 from verdict.results import LINEAR_CDE, A5Results, ToyResults
 from verdict.rows import (
@@ -55,16 +52,16 @@ def page(
         answer=answer(rows),
         counts={v: n for v, n in count_verdicts(rows).items() if n or v in ALWAYS_COUNTED},
         problems=[*toy.problems, *a5.problems],
-        figures=[
-            _figure_1(toy, published["figure_1"]),
-            _figure_2(a5, published["figure_2"]),
-        ],
+        figures={
+            "figure1": _figure_1(toy, published["figure_1"]),
+            "figure2": _figure_2(a5, published["figure_2"]),
+        },
         linear_cde=[row for row in errors if row.model == LINEAR_CDE],
         sequence_models=[row for row in errors if row.model != LINEAR_CDE],
         lengths=sorted({row.length for row in blocks if row.is_published}),
         grid=grid,
         blocks_run=[row for row in blocks if row.verdict != NOT_RUN or row.note],
-        marks=MARKS,
+        marks=figure_2.MARKS,
         panels=draw_1.PANELS,
         rules=RULES,
         provenance=provenance,
@@ -92,11 +89,9 @@ def _number(value: float | None, form: str) -> str:
 
 def _means_first(rows: list[ErrorRow]) -> list[ErrorRow]:
     """Each configuration's mean, then its runs, unless one run is all that the mean is over."""
-    configurations = {}
-    for row in rows:
-        configurations.setdefault((row.model, row.depth, row.nonlinear), []).append(row)
     ordered = []
-    for group in configurations.values():
+    for _, found in groupby(rows, key=lambda row: (row.model, row.depth, row.nonlinear)):
+        group = list(found)
         means = [row for row in group if row.run == MEAN]
         runs = [row for row in group if row.run != MEAN]
         alone = len(runs) == 1 and any(mean.ours is not None for mean in means)
@@ -104,19 +99,11 @@ def _means_first(rows: list[ErrorRow]) -> list[ErrorRow]:
     return ordered
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its caption, or a sentence in its place."""
-
-    name: str
-    caption: str
-    svg: str = ""
-
-
-def _figure_1(results: ToyResults, published: dict) -> Picture:
+def _figure_1(results: ToyResults, published: dict) -> tuple[str, str]:
+    """Its caption and its SVG; where there is nothing to draw, a sentence and no SVG."""
     lines, _ = draw_1.select_lines(results, published["sequence_models"]["settings"])
     if not lines and not results.scores:
-        return Picture("figure1", "There are no toy results to draw.")
+        return "There are no toy results to draw.", ""
     caption = "Validation RMSE against training steps. Thin: the paper's values."
     missing = draw_1.missing_configurations(results, lines)
     if missing:
@@ -125,18 +112,15 @@ def _figure_1(results: ToyResults, published: dict) -> Picture:
     zero = published["predicting_zero"]["rmse"]
     with look.house_style():
         figure = draw_1.draw_figure(results, lines, zero, published, overlay=True)
-        return _picture(figure, "figure1", "Figure 1", caption)
+        return caption, look.svg(figure, "figure1", f"Figure 1. {caption}")
 
 
-def _figure_2(results: A5Results, published: dict) -> Picture:
-    found = search(results, published)
+def _figure_2(results: A5Results, published: dict) -> tuple[str, str]:
+    """As `_figure_1`."""
+    found = figure_2.search(results, published)
     if all(cell.blocks is None for cell in found.cells.values()):
-        return Picture("figure2", "No run solves a length, so there is no line to draw.")
+        return "No run solves a length, so there is no line to draw.", ""
     caption = "Fewest blocks that solve each sequence length. Thin and dashed: the paper's."
     with look.house_style():
         figure = draw_2.draw_figure(found, published["min_blocks"])
-        return _picture(figure, "figure2", "Figure 2", caption)
-
-
-def _picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
-    return Picture(name, caption, Markup(look.svg(figure, name, f"{title}. {caption}")))
+        return caption, look.svg(figure, "figure2", f"Figure 2. {caption}")

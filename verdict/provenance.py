@@ -17,12 +17,15 @@ from harness.paths import A5_RESULTS, TOY_RESULTS
 from harness.records import Origin, Record
 from verdict.results import UNVERIFIED, FoundRun, find_runs
 
-# In the order in which they are shown.
+# In the order in which they are shown: their names, and what their runs are sorted by.
 EXPERIMENTS = {
-    ToyScoreKey: "Linear CDE on the toy task",
-    ToyCurveKey: "sequence models on the toy task",
-    A5ScoreKey: "Linear CDE on A5",
-    A5CurveKey: "sequence models on A5",
+    ToyScoreKey: ("Linear CDE on the toy task", ("input_dim", "run")),
+    ToyCurveKey: (
+        "sequence models on the toy task",
+        ("input_dim", "model", "depth", "nonlinear", "run"),
+    ),
+    A5ScoreKey: ("Linear CDE on A5", ("length",)),
+    A5CurveKey: ("sequence models on A5", ("model", "length", "depth")),
 }
 NOT_RECORDED = "not recorded"
 # A run's label says these, so that runs which differ in nothing else have one config.
@@ -70,7 +73,7 @@ def load_provenance(results_dir: Path) -> Provenance:
     groups: dict[tuple, RecordGroup] = {}
     unrecorded = []
     for run in sorted(found, key=lambda run: _place(run.key)):
-        experiment, label = EXPERIMENTS[type(run.key)], _label(run.key)
+        experiment, label = EXPERIMENTS[type(run.key)][0], _label(run.key)
         if run.record is None:
             unrecorded.append(f"{experiment}, {label}")
             continue
@@ -86,38 +89,28 @@ def load_provenance(results_dir: Path) -> Provenance:
 
 def _place(key: Key) -> tuple:
     """Where a run stands: by experiment, then in the order of its figure."""
-    if isinstance(key, ToyCurveKey):
-        place = (key.input_dim, key.model, key.depth, key.nonlinear, key.run)
-    elif isinstance(key, A5CurveKey):
-        place = (key.model, key.length, key.depth)
-    else:
-        place = tuple(vars(key).values())
-    return list(EXPERIMENTS).index(type(key)), place
+    kind = type(key)
+    return list(EXPERIMENTS).index(kind), [getattr(key, name) for name in EXPERIMENTS[kind][1]]
 
 
 def _label(key: Key) -> str:
-    match key:
-        case ToyScoreKey(input_dim, run):
-            return f"{input_dim}D, run {run}"
-        case A5ScoreKey(length):
-            return f"length {length}"
-        case ToyCurveKey(model, depth, nonlinear, input_dim):
-            label = configuration_label(model, depth, nonlinear)
-            return f"{label}, {input_dim}D, run {key.run}"
-        case A5CurveKey(model, length, depth):
-            return f"{configuration_label(model, depth, nonlinear=False)}, length {length}"
+    said = vars(key)
+    parts = []
+    if "model" in said:
+        parts = [configuration_label(key.model, key.depth, said.get("nonlinear", False))]
+    words = {"input_dim": "{}D", "run": "run {}", "length": "length {}"}
+    return ", ".join(parts + [words[name].format(said[name]) for name in words if name in said])
 
 
 def _made(label: str, run: FoundRun) -> MadeRun:
     origin = run.record.provenance
+    commit = origin.commit and origin.commit[:7] + (" with changes" if origin.dirty else "")
     return MadeRun(
         label,
         run.record.outcome if run.verified else UNVERIFIED,
         wall_time=_wall_time(run.record),
         date=(origin.started or "").partition("T")[0] or NOT_RECORDED,
-        commit=origin.commit[:7] + " with changes" * bool(origin.dirty)
-        if origin.commit
-        else NOT_RECORDED,
+        commit=commit or NOT_RECORDED,
     )
 
 

@@ -72,7 +72,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
         (
             "Figure 1, sequence models: validation RMSE",
             ["model", *common[:-1], "from range", *limits, "verdict", "note"],
-            [[_name(r), *_numbers(r, ".4f"), *_limits(r), r.verdict, r.note] for r in others],
+            [[*_sequence_model(r), r.verdict, r.note] for r in others],
         ),
         (
             "Figure 2, A5: fewest blocks",
@@ -82,19 +82,16 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
 
 
-def _name(row: ErrorRow) -> str:
-    return configuration_label(row.model, row.depth, row.nonlinear)
-
-
 def _numbers(row: ErrorRow, form: str) -> list[str]:
     ours, paper = ("-" if x is None else format(x, form) for x in (row.ours, row.paper_number))
     return [f"{row.input_dim}D", str(row.run), ours, paper, row.difference]
 
 
-def _limits(row: ErrorRow) -> list[str]:
+def _sequence_model(row: ErrorRow) -> list[str]:
+    name = configuration_label(row.model, row.depth, row.nonlinear)
     ranges = [(row.paper_min, row.paper_max), (row.low, row.high)]
     shown = ["-" if low is None else f"{low:.4f} to {high:.4f}" for low, high in ranges]
-    return [f"{row.step:,}", *shown]
+    return [name, *_numbers(row, ".4f"), f"{row.step:,}", *shown]
 
 
 def _blocks(row: BlocksRow) -> list[str]:
@@ -122,19 +119,19 @@ def footnotes(rows: list[Row]) -> list[str]:
 
 def as_markdown(rows: list[Row], provenance: Provenance, pictures: Mapping[str, str]) -> str:
     """The answer, the tables, the rules, how the results were made; `pictures`: title to file."""
-    return "\n\n".join(
-        [
-            f"# {QUESTION}",
-            f"**{answer(rows)}**",
-            *(f"![{title}]({name})" for title, name in pictures.items()),
-            *(part for table in tables(rows) for part in (f"## {table[0]}", _table(*table[1:]))),
-            "## How each verdict is reached",
-            "\n".join(f"- {rule}" for rule in footnotes(rows)),
-            "## How each result was made",
-            *(part for group in provenance.groups for part in _group(group)),
-            *_unrecorded(provenance),
-        ]
-    )
+    parts = [
+        f"# {QUESTION}",
+        f"**{answer(rows)}**",
+        *(f"![{title}]({name})" for title, name in pictures.items()),
+        *(part for table in tables(rows) for part in (f"## {table[0]}", _table(*table[1:]))),
+        "## How each verdict is reached",
+        "\n".join(f"- {rule}" for rule in footnotes(rows)),
+        "## How each result was made",
+        *(part for group in provenance.groups for part in _group(group)),
+    ]
+    if runs := provenance.unrecorded:
+        parts.append(f"Without a record of how they were made: {'; '.join(runs)}.")
+    return "\n\n".join(parts)
 
 
 def _table(headings: list[str], cells: list[list[str]]) -> str:
@@ -152,11 +149,6 @@ def _group(group: RecordGroup) -> list[str]:
         f"Config: {config}.",
         _table(["run", "outcome", "wall time", "date", "commit"], runs),
     ]
-
-
-def _unrecorded(provenance: Provenance) -> list[str]:
-    runs = provenance.unrecorded
-    return [f"Without a record of how they were made: {'; '.join(runs)}."] if runs else []
 
 
 def blocks_table(found: Search) -> str:
