@@ -268,19 +268,18 @@ def _values(run: FoundRun, problems: list[Problem]) -> list[np.ndarray]:
             values.append(load_array(path, ndim=0 if isinstance(run.key, ToyScoreKey) else 1))
         except ResultFileError as error:
             problems.append(Problem(path, str(error), run.key))
-    if len(values) == len(run.paths) and (reason := _defect(run.key, *values)):
+    if len(values) == len(run.paths) and (reason := _defect(run.key, values[0], values[-1])):
         problems.append(Problem(run.paths[-1], reason, run.key))
     return [] if reason or len(values) < len(run.paths) else values
 
 
-def _defect(key: Key, *arrays: np.ndarray) -> str | None:
-    """What is wrong with a run's numbers; `arrays` are the MSE, or steps and values (records,)."""
-    *steps, values = arrays
+def _defect(key: Key, steps: np.ndarray, values: np.ndarray) -> str | None:
+    """What is wrong with the steps and values (records,) of a run, or with its MSE, then both."""
     if isinstance(key, ToyScoreKey):
         return f"holds {values}, not a positive error" if values <= 0 else None
-    if len(steps[0]) != len(values):
-        return f"has {len(values)} values for {len(steps[0])} steps"
-    if steps[0][0] < 0 or (np.diff(steps[0]) <= 0).any():
+    if len(steps) != len(values):
+        return f"has {len(values)} values for {len(steps)} steps"
+    if steps[0] < 0 or (np.diff(steps) <= 0).any():
         return "belongs to steps that do not increase from 0"
     if isinstance(key, ToyCurveKey):
         return "holds an error that is not positive" if (values <= 0).any() else None
