@@ -25,9 +25,9 @@ print(lock.try_acquire(), flush=True)
 {}
 sys.stdin.read()
 """
-# A child of the owner, which says its number.
+# A child of the owner, whose number is said once it has begun.
 CHILDREN = {
-    "forked": "if child := os.fork(): print(child, flush=True)",
+    "forked": "if not os.fork(): print(os.getpid(), flush=True)",
     "started": "print(subprocess.Popen(['sleep', '1000']).pid, flush=True)",
 }
 
