@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -27,10 +28,11 @@ def available_cores() -> int:
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed, read without importing them."""
-    installed = {
-        found.metadata["Name"].lower(): found.version for found in metadata.distributions()
-    }
-    return {name: installed[name] for name in names if name in installed}
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _cpu_model() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -40,6 +41,12 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
 if find_spec("jax"):
+    # A command that a test starts loads what the tests or an earlier command have compiled. Each
+    # process that runs tests has a folder of its own: JAX writes it without a lock.
+    COMPILED = TemporaryDirectory(prefix="compiled_by_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     from jax import config
 
     config.update("jax_numpy_rank_promotion", "raise")
@@ -134,10 +141,9 @@ sys.exit(main(sys.argv[2:]))
 def killed_at_step():
     """Do a run in another process, and kill it right after a step; not at a time, which varies."""
 
-    def kill(step: int, words: Sequence[str], **environment: str) -> None:
+    def kill(step: int, words: Sequence[str]) -> None:
         command = [sys.executable, "-c", KILLED_AT_A_STEP, str(step), *words]
-        settings = {"cwd": ROOT, "env": os.environ | environment, "text": True}
-        done = subprocess.run(command, capture_output=True, **settings)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     return kill
