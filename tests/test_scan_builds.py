@@ -173,8 +173,13 @@ def test_a_cache_that_cannot_be_used_is_an_error_that_says_what_to_set(
 
 
 def test_a_full_disk_is_no_fault_of_the_source(monkeypatch, tmp_path, mount_disk):
-    mount_disk(tmp_path, 200)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount_disk(disk, 200)
+    source = tmp_path / "large.cpp"
+    source.write_text("char more_than_the_disk_holds[1 << 20] = {1};\n")
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(disk))
     with pytest.raises(UnavailableError, match=r"No space left on device.*TORCH_EXTENSIONS_DIR"):
         build.load_operators()
 
