@@ -71,7 +71,7 @@ def test_all_results_of_a_folder_are_found_in_order(tmp_path, folder):
 
 def broken_score_files() -> dict:
     def save(array):
-        return lambda path: np.save(path, array, allow_pickle=True)
+        return lambda path: np.save(path, array)
 
     def truncate(path):
         path.write_bytes(path.read_bytes()[:-3])
@@ -123,7 +123,7 @@ class WritesAFile:
 def test_reading_a_result_never_runs_code_from_the_file(tmp_path, folder):
     trap = np.empty((), dtype=object)
     trap[()] = WritesAFile(tmp_path / "written")
-    np.save(ToyScoreKey(2, 0).paths(folder)[0], trap, allow_pickle=True)
+    np.save(ToyScoreKey(2, 0).paths(folder)[0], trap)
     assert len(load_toy_results(tmp_path).problems) == 1
     assert not (tmp_path / "written").exists()
 

@@ -175,8 +175,9 @@ def test_altered_paths_are_refused(walks_2d, labels_2d, alter):
         check_fingerprint(walks, labels_2d)
 
 
-@pytest.mark.parametrize("row", [0, 99_999])
-@pytest.mark.parametrize("change", [1e-5, -3e-3, 0.5, np.nan])
+@pytest.mark.parametrize(
+    ("row", "change"), [(0, 1e-5), (99_999, -3e-3), (0, 0.5), (99_999, np.nan)]
+)
 def test_one_altered_label_is_refused_and_named(walks_2d, labels_2d, row, change):
     labels = labels_2d.copy()
     labels[row] += np.float32(change)
@@ -248,105 +249,68 @@ def test_the_first_paths_are_loaded_and_split_in_order(tmp_path, rng, write_toy_
     assert dataset.num_train == 24
 
 
-def spoilt_files() -> dict:
-    """Each spoils one file of 30 paths of 7 points; with the words of the error."""
-
-    def truncated(data, labels):
-        data.write_bytes(data.read_bytes()[:-10])
-
-    def truncated_header(data, labels):
-        labels.write_bytes(labels.read_bytes()[:20])
-
-    def empty_file(data, labels):
-        data.write_bytes(b"")
-
-    def text(data, labels):
-        labels.write_text("0.1, 0.2")
-
-    def objects(data, labels):
-        np.save(labels, np.array([{}] * 30), allow_pickle=True)
-
-    def archive(data, labels):
-        with labels.open("wb") as handle:
-            np.savez(handle, np.zeros(30, np.float32))
-
-    def imaginary(data, labels):
-        np.save(labels, np.zeros(30, np.complex64))
-
-    def too_large(data, labels):
-        np.save(labels, np.full(30, 1e39))
-
-    def one_nan(data, labels):
-        paths = np.load(data)
-        paths[3, 2, 1] = np.nan
-        np.save(data, paths)
-
-    def infinite(data, labels):
-        np.save(labels, np.full(30, np.inf, np.float32))
-
-    def no_data(data, labels):
-        data.unlink()
-
-    def no_labels(data, labels):
-        labels.unlink()
-
-    def other_dimension(data, labels):
-        np.save(data, np.zeros((30, 7, 3), np.float32))
-
-    def one_point(data, labels):
-        np.save(data, np.zeros((30, 1, 2), np.float32))
-
-    def flat(data, labels):
-        np.save(data, np.zeros((30, 7), np.float32))
-
-    def number(data, labels):
-        np.save(data, np.float32(1))
-
-    def no_paths(data, labels):
-        np.save(data, np.zeros((0, 7, 2), np.float32))
-
-    def fewer_labels(data, labels):
-        np.save(labels, np.zeros(29, np.float32))
-
-    def fewer_paths(data, labels):
-        np.save(data, np.zeros((19, 7, 2), np.float32))
-        np.save(labels, np.zeros(19, np.float32))
-
-    return {
-        truncated: "data_2.npy: not a readable .npy file",
-        truncated_header: "labels_2.npy: not a readable .npy file",
-        empty_file: "data_2.npy: not a readable .npy file",
-        text: "labels_2.npy: not a readable .npy file",
-        objects: "labels_2.npy: not a readable .npy file",
-        archive: "labels_2.npy: not a readable .npy file",
-        imaginary: "labels_2.npy: dtype complex64, expected real numbers",
-        too_large: "labels_2.npy: 30 numbers are NaN, infinite or too large for float32",
-        one_nan: "data_2.npy: 1 numbers are NaN, infinite or too large for float32, the first at "
-        "[3, 2, 1]",
-        infinite: "labels_2.npy: 30 numbers are NaN, infinite or too large for float32",
-        no_data: "data_2.npy: missing, though its partner is there",
-        no_labels: "labels_2.npy: missing, though its partner is there",
-        other_dimension: "data_2.npy: shape (30, 7, 3), expected (paths, points, 2)",
-        one_point: "data_2.npy: shape (30, 1, 2), expected (paths, points, 2)",
-        flat: "data_2.npy: shape (30, 7), expected (paths, points, 2)",
-        number: "data_2.npy: shape (), expected (paths, points, 2)",
-        no_paths: "data_2.npy: shape (0, 7, 2), expected (paths, points, 2)",
-        fewer_labels: "labels_2.npy: shape (29,), expected (30,)",
-        fewer_paths: "data_2.npy: 19 paths, num_paths asks for 20",
-    }
+def saved(array):
+    return lambda path: np.save(path, array)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"), spoilt_files().items(), ids=[f.__name__ for f in spoilt_files()]
-)
-def test_a_spoilt_file_is_named_and_left_alone(tmp_path, write_toy_files, spoil, words):
+def cut(length):
+    return lambda path: path.write_bytes(path.read_bytes()[:length])
+
+
+def archive(path):
+    with path.open("wb") as handle:
+        np.savez(handle, np.zeros(30, np.float32))
+
+
+def one_nan(path):
+    paths = np.load(path)
+    paths[3, 2, 1] = np.nan
+    np.save(path, paths)
+
+
+def fewer_paths(path):
+    np.save(path, np.zeros((19, 7, 2), np.float32))
+    np.save(path.with_name("labels_2.npy"), np.zeros(19, np.float32))
+
+
+UNREADABLE = "not a readable .npy file"
+TOO_LARGE = "numbers are NaN, infinite or too large for float32"
+# Each spoils one file of 30 paths of 7 points; with the words of the error.
+SPOILT = {
+    "truncated": ("data", cut(-10), UNREADABLE),
+    "truncated header": ("labels", cut(20), UNREADABLE),
+    "empty": ("data", cut(0), UNREADABLE),
+    "text": ("labels", lambda path: path.write_text("0.1, 0.2"), UNREADABLE),
+    "objects": ("labels", saved(np.array([{}] * 30)), UNREADABLE),
+    "archive": ("labels", archive, UNREADABLE),
+    "imaginary": ("labels", saved(np.zeros(30, "c8")), "dtype complex64, expected real numbers"),
+    "too large": ("labels", saved(np.full(30, 1e39)), f"30 {TOO_LARGE}"),
+    "one NaN": ("data", one_nan, f"1 {TOO_LARGE}, the first at [3, 2, 1]"),
+    "infinite": ("labels", saved(np.full(30, np.inf, "f4")), f"30 {TOO_LARGE}"),
+    "no data": ("data", Path.unlink, "missing, though its partner is there"),
+    "no labels": ("labels", Path.unlink, "missing, though its partner is there"),
+    "fewer labels": ("labels", saved(np.zeros(29, "f4")), "shape (29,), expected (30,)"),
+    "fewer paths": ("data", fewer_paths, "19 paths, num_paths asks for 20"),
+} | {
+    f"shape {shape}": (
+        "data",
+        saved(np.zeros(shape, np.float32)),
+        f"shape {shape}, expected (paths, points, 2)",
+    )
+    for shape in ((30, 7, 3), (30, 1, 2), (30, 7), (), (0, 7, 2))
+}
+
+
+@pytest.mark.parametrize(("file", "spoil", "words"), SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_file_is_named_and_left_alone(tmp_path, write_toy_files, file, spoil, words):
     files = write_toy_files(tmp_path, np.zeros((30, 7, 2), np.float32), np.zeros(30, np.float32))
-    spoil(*files)
+    path = files[0].with_name(f"{file}_2.npy")
+    spoil(path)
     before = {path: path.read_bytes() for path in files[0].parent.iterdir()}
     for paper_data, advice in ((False, "stay as they are"), (True, "move both files")):
         with pytest.raises(DataError) as caught:
             load(tmp_path, paper_data=paper_data)
-        assert str(caught.value).startswith(f"{tmp_path / 'toy_data'}/{words}")
+        assert str(caught.value).startswith(f"{path}: {words}")
         assert advice in str(caught.value)
         assert "delete" not in str(caught.value) and "remove" not in str(caught.value)
     assert {path: path.read_bytes() for path in files[0].parent.iterdir()} == before
