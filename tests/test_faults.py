@@ -72,11 +72,11 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def test_killed_at_20_random_moments_a_run_ends_with_the_bytes_of_an_undisturbed_one(
+def test_killed_at_12_random_moments_a_run_ends_with_the_bytes_of_an_undisturbed_one(
     tmp_path, undisturbed
 ):
     rng = np.random.default_rng(20)
-    for kill in range(20):
+    for kill in range(12):
         process = walks.start(tmp_path)
         if kill % 4:  # while it trains, saves or evaluates; else at any moment, starting included
             wait_for_step(tmp_path, walks.newest_step(tmp_path) + rng.integers(1, 12), process)
