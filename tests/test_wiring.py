@@ -146,6 +146,12 @@ def record(tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def curves() -> dict:
+    """The curves of settings that several tests compare with, each run once."""
+    return {}
+
+
 @pytest.fixture
 def parts(tmp_path):
     """Set an experiment's first run up without doing it: (trainable, schedule)."""
@@ -362,13 +368,17 @@ def test_of_every_key_of_the_identity_it_is_said_what_it_changes(experiment, tmp
 
 @pytest.mark.parametrize(("experiment", "key"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_every_key_of_the_identity_changes_the_curve(
-    experiment, key, record, toy_files, quick_step, monkeypatch
+    experiment, key, record, curves, toy_files, quick_step, monkeypatch
 ):
     if experiment is lcde_toy:
         monkeypatch.setattr("linear_cde.adaptive_cde_solve", tolerant_solve)
     what, both, second = CHANGES[experiment][key]
+    name = (experiment, str(both))
+    if name not in curves:
+        curves[name] = curve_of(record(experiment, **both))
     (steps, values), (other_steps, others) = (
-        curve_of(record(experiment, **settings)) for settings in (both, {**both, **second})
+        curves[name],
+        curve_of(record(experiment, **{**both, **second})),
     )
     if what == LENGTH:
         assert steps != other_steps
