@@ -57,9 +57,18 @@ def times(length: int) -> np.ndarray:
 # Features
 
 
-@pytest.mark.parametrize("block_size", [None, 1, 4])
-@pytest.mark.parametrize("input_dim", [2, 3])
-@pytest.mark.parametrize("solver", ["tsit5", "scan"])
+# Every pair of a solver, a dimension and a size of blocks.
+@pytest.mark.parametrize(
+    ("solver", "input_dim", "block_size"),
+    [
+        ("tsit5", 2, None),
+        ("tsit5", 2, 1),
+        ("tsit5", 3, 4),
+        ("scan", 3, None),
+        ("scan", 3, 1),
+        ("scan", 2, 4),
+    ],
+)
 def test_shared_flows_give_the_features_of_path_by_path(
     jax, toy_config, lattice_walks, solver, input_dim, block_size
 ):
