@@ -53,6 +53,16 @@ if find_spec("jax"):
     config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# From a minute of one core downwards. Begun first, so that workers with a file each end together.
+LONGEST = ("lcde_a5", "scan_builds", "triton_scan", "linear_cde", "theory", "toy_data", "replay")
+LONGEST += ("wiring", "devices", "run_experiment", "plots", "faults", "local_launcher")
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session")
 def jax():
     """The module; tests that need it are skipped where it is not installed."""
