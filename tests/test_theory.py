@@ -349,7 +349,7 @@ def command(door: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
-    tmp_path, lattice_walks, write_toy_files, rng, jax
+    tmp_path, lattice_walks, write_toy_files, rng, jax, capsys
 ):
     for dim in (2, 3):
         paths = lattice_walks(20, 8, dim)
@@ -362,13 +362,15 @@ def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
     planned = theory.plan(config_of(**TINY), tmp_path / "results")
     assert all(read_record(run.record).config == run.config for run in planned)
     assert len(planned) == len(list((tmp_path / "results" / THEORY_RESULTS).glob("*.json")))
-    again = command("run_experiment.py", *words)
-    assert f"{len(planned)} of {len(planned)} runs are done already" in again.stdout
+    assert main([str(word) for word in words]) == 0
+    assert f"{len(planned)} of {len(planned)} runs are done already" in capsys.readouterr().out
 
-    outputs = [tmp_path / name for name in ("one.pdf", "two.pdf")]
-    for output in outputs:
-        drawn = command("plot_theory.py", "--results-dir", tmp_path / "results", "--output", output)
-        assert (drawn.returncode, drawn.stderr) == (0, "")
-        assert "left out" not in drawn.stdout
+    options = ["--results-dir", str(tmp_path / "results"), "--output"]
+    one, two = (tmp_path / name for name in ("one.pdf", "two.pdf"))
+    drawn = command("plot_theory.py", *options, one)
+    assert (drawn.returncode, drawn.stderr) == (0, "")
+    assert "left out" not in drawn.stdout
+    assert plot_theory.main([*options, str(two)]) == 0
     for ending in (".pdf", ".png"):
-        assert len({output.with_suffix(ending).read_bytes() for output in outputs}) == 1
+        pictures = [path.with_suffix(ending).read_bytes() for path in (one, two)]
+        assert pictures[0] == pictures[1]
