@@ -41,12 +41,12 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
 if find_spec("jax"):
-    # A command that a test starts loads what the tests or an earlier command have compiled. Each
-    # process that runs tests has a folder of its own: JAX writes it without a lock.
+    # A command that a test starts loads what the tests or an earlier command have compiled.
     COMPILED = TemporaryDirectory(prefix="compiled_by_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)  # without one JAX takes no lock
     from jax import config
 
     config.update("jax_numpy_rank_promotion", "raise")
