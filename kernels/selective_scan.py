@@ -14,6 +14,7 @@ and the loop over positions below.
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,14 @@ from torch.nn.functional import pad, silu, softplus
 
 from harness.errors import UnavailableError
 from kernels.csrc.build import load_operators
-from kernels.scan_arguments import PRECISION, check_arguments, scan_groups, widened_rows
+from kernels.scan_arguments import (
+    PRECISION,
+    Arguments,
+    Scan,
+    check_arguments,
+    scan_groups,
+    widened,
+)
 
 BACKENDS = ("auto", "triton", "mamba_ssm", "cpp", "reference")
 MAMBA_INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"
@@ -61,16 +69,13 @@ def selective_scan(
     `choose_backend`; all but 'reference' differentiate once, and 'mamba_ssm' not the last state.
     Raises: ValueError, naming the argument; and what `choose_backend` raises.
     """
-    check_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    given = Arguments(u, delta, A, B, C, D, delta_bias, delta_softplus, initial_state)
+    check_arguments(given, z)
     precision = PRECISION[A.dtype]
     chosen = choose_backend(u.device.type, backend, precision)
     with torch.autocast(u.device.type, enabled=False):
-        wide = [None if x is None else x.to(precision) for x in (u, delta, D, delta_bias, z)]
-        wide_u, wide_delta, wide_D, wide_bias, wide_z = wide
-        rows = widened_rows(B, A), widened_rows(C, A)
-        others = wide_D, wide_bias, delta_softplus, initial_state
-        y, last = scan_groups(SCANS[chosen], wide_u, wide_delta, A, *rows, *others)
-        y = (y if wide_z is None else y * silu(wide_z)).to(u.dtype)
+        y, last = scan_groups(SCANS[chosen], widened(given))
+        y = (y if z is None else y * silu(z.to(precision))).to(u.dtype)
     return (y, last) if return_last_state else y
 
 
@@ -132,34 +137,23 @@ def _interpreted() -> bool:
 
 
 def _scan_around(
-    loop: Callable[..., tuple[Tensor, Tensor]],
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    loop: Callable[..., tuple[Tensor, Tensor]], given: Arguments
 ) -> tuple[Tensor, Tensor]:
-    if delta_bias is not None:
-        delta = delta + delta_bias[:, None]
-    if delta_softplus:
+    u, delta, A, D = given.u, given.delta, given.A, given.D
+    if given.delta_bias is not None:
+        delta = delta + given.delta_bias[:, None]
+    if given.delta_softplus:
         delta = softplus(delta)
-    y, last = loop(u, delta, A, B, C, _initial(u, A, initial_state))
+    y, last = loop(u, delta, A, given.B, given.C, _initial(given))
     return (y if D is None else y + D[:, None] * u), last
 
 
-def _initial(u: Tensor, A: Tensor, initial_state: Tensor | None) -> Tensor:
-    return A.new_zeros((len(u), *A.shape)) if initial_state is None else initial_state
+def _initial(given: Arguments) -> Tensor:
+    u, A, initial = given.u, given.A, given.initial_state
+    return A.new_zeros((len(u), *A.shape)) if initial is None else initial
 
 
 # The reference: one position after another, each discretised when its turn comes
-
-
-def _scan_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _scan_around(_loop_in_python, *arguments)
 
 
 def _loop_in_python(
@@ -180,10 +174,6 @@ def _loop_in_python(
 
 
 # The kernels in triton_scan.py
-
-
-def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _scan_around(_loop_in_triton, *arguments)
 
 
 def _loop_in_triton(
@@ -244,30 +234,13 @@ def _of_state_rows(rows: Tensor, A: Tensor) -> Tensor:
 # The C++ in csrc
 
 
-def _scan_cpp(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    zeros = u.new_zeros(u.shape[1])
-    states = A, _states_last(B), _states_last(C.conj()), _initial(u, A, initial_state)
-    A_rows, B_rows, C_rows, initial_rows = (_state_rows(x, ROW_MULTIPLE) for x in states)
+def _scan_cpp(given: Arguments) -> tuple[Tensor, Tensor]:
+    u, A, zeros = given.u, given.A, given.u.new_zeros(given.u.shape[1])
+    states = A, _states_last(given.B), _states_last(given.C.conj()), _initial(given)
+    *rows, initial_rows = (_state_rows(x, ROW_MULTIPLE) for x in states)
+    D, delta_bias = (zeros if x is None else x for x in (given.D, given.delta_bias))
     y, last = torch.ops.selective_scan.scan(
-        u,
-        delta,
-        A_rows,
-        B_rows,
-        C_rows,
-        zeros if D is None else D,
-        zeros if delta_bias is None else delta_bias,
-        initial_rows,
-        delta_softplus,
+        u, given.delta, *rows, D, delta_bias, initial_rows, given.delta_softplus
     )
     return y, _of_state_rows(last, A)
 
@@ -317,33 +290,24 @@ def _refuse_to_differentiate(ctx: Any, *_: Tensor) -> None:
 # mamba-ssm's CUDA kernel
 
 
-def _scan_mamba_ssm(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if A.shape[1] > MAMBA_MOST_STATES:
+def _scan_mamba_ssm(given: Arguments) -> tuple[Tensor, Tensor]:
+    states, delta_bias = given.A.shape[1], given.delta_bias
+    if states > MAMBA_MOST_STATES:
         raise ValueError(
             f"A: mamba-ssm's kernel takes at most {MAMBA_MOST_STATES} states, found "
-            f"{A.shape[1]}; use backend='triton'"
+            f"{states}; use backend='triton'"
         )
-    if initial_state is not None:
+    if given.initial_state is not None:
         raise ValueError("initial_state: mamba-ssm's kernel takes none; use backend='triton'")
     y, last = _prepare_mamba_ssm()(
-        u,
-        delta,
-        A,
-        _interleaved(B),
-        _interleaved(C),
-        D=D,
+        given.u,
+        given.delta,
+        given.A,
+        _interleaved(given.B),
+        _interleaved(given.C),
+        D=given.D,
         delta_bias=None if delta_bias is None else delta_bias.contiguous(),
-        delta_softplus=delta_softplus,
+        delta_softplus=given.delta_softplus,
         return_last_state=True,
     )
     return y, _LastOfMamba.apply(last)
@@ -381,11 +345,11 @@ def _prepare_mamba_ssm() -> Callable[..., Tensor]:
     return selective_scan_fn
 
 
-SCANS = {
-    "triton": _scan_triton,
+SCANS: dict[str, Scan] = {
+    "triton": partial(_scan_around, _loop_in_triton),
     "mamba_ssm": _scan_mamba_ssm,
     "cpp": _scan_cpp,
-    "reference": _scan_reference,
+    "reference": partial(_scan_around, _loop_in_python),
 }
 PREPARE: dict[str, Callable[[], object]] = {
     "triton": _prepare_triton,
