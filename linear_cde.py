@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
-from kernels.shared_flows import Flows, in_panels
 from kernels.token_cde import token_times
 
 Precision = Literal["float32", "tf32"]
@@ -234,45 +233,6 @@ def solve_paths(
 ) -> Float[Array, "N H"]:
     """Z at the last time of every path, each solved by itself."""
     return jax.vmap(lambda path: model(ts, path, solve))(paths)
-
-
-def interval_flows(
-    model: LinearCDE,
-    ts: Float[np.ndarray, "2"],
-    increments: Float[np.ndarray, "K omega"],
-    solve: Solver,
-) -> Flows:
-    """Solve the flow from ts[0] to ts[1] for each of K increments of the control.
-
-    From a unit vector e_j the state moves by W with dW = A W d omega + A e_j d omega, W = 0 at
-    first: a solve from zero with A e_j in the place of B. So the rounding is relative to the
-    movement, not to the state. The offset is the solve from zero with B itself.
-    """
-    hidden_dim, k = len(model.init_bias), model.A.shape[-1]
-    solved = np.empty((len(increments), k + 1, hidden_dim), dtype=np.float32)
-    for i, increment in enumerate(increments):
-        # Along one straight interval the control moves in one direction: contract with it.
-        A = jnp.einsum("...hij,i->...hj", model.A, increment, precision="highest")
-        drift = jnp.matmul(model.B, increment, precision="highest")
-        # Blocks do not see each other: the unit vectors e_j of all of them move in one solve.
-        drifts = jnp.column_stack([A.reshape(hidden_dim, k), drift])
-        solved[i] = _solve_interval(A, drifts, ts, solve)
-    movements, offsets = solved[:, :-1], solved[:, -1]
-    if model.A.ndim == 3:
-        return Flows(movements, offsets)
-    by_block = movements.reshape(len(increments), k, hidden_dim // k, k).swapaxes(1, 2)
-    return Flows(in_panels(by_block), offsets)
-
-
-@eqx.filter_jit
-def _solve_interval(A, drifts, ts, solve):
-    control = jnp.array([[0.0], [1.0]], dtype=jnp.float32)
-    zero = jnp.zeros_like(drifts[:, 0])
-
-    def from_zero(drift):
-        return solve(A[..., None, :], drift[:, None], zero, ts, control, control)
-
-    return jax.vmap(from_zero, in_axes=1)(drifts)
 
 
 def train_linear(

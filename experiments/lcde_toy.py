@@ -200,8 +200,8 @@ def features_of(
     """
     import jax
 
-    from kernels.shared_flows import compose_by_block, compose_by_group
-    from linear_cde import interval_flows, solve_paths
+    from kernels.shared_flows import compose_by_block, compose_by_group, interval_flows
+    from linear_cde import solve_paths
 
     ts = sample_times(paths)
     with progress_bar(description, len(paths) * (len(ts) - 1), "interval") as bar:
@@ -212,7 +212,7 @@ def features_of(
                 parts.append(np.asarray(solve_paths(model, ts, batch, solve)))
                 bar.update(len(batch) * (len(ts) - 1))
             return np.concatenate(parts)
-        flows = interval_flows(model, ts[:2], shared.values, solve)
+        flows = interval_flows(model.A, model.B, ts[:2], shared.values, solve)
         start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
         size = config.flow_batch_size
         if jax.default_backend() == "gpu":

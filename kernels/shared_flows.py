@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
-from typing import TYPE_CHECKING
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 from threadpoolctl import threadpool_limits
-
-if TYPE_CHECKING:
-    import jax
 
 FLOW_MEMORY_LIMIT = 2 * 2**30
 # Two float32 differences of equal increments part by at most 2 eps max|X|: one rounding of each
@@ -165,6 +164,46 @@ def _cluster_within(
     return means, np.searchsorted(borders, increments)
 
 
+def interval_flows(
+    A: Float[Array, "H omega H"] | Float[Array, "G k omega k"],
+    B: Float[Array, "H omega"],
+    ts: Float[np.ndarray, "2"],
+    increments: Float[np.ndarray, "K omega"],
+    solve: Callable[..., Float[Array, " H"]],
+) -> Flows:
+    """Solve the flow of a `LinearCDE` from ts[0] to ts[1] for each of K increments of the control.
+
+    From a unit vector e_j the state moves by W with dW = A W d omega + A e_j d omega, W = 0 at
+    first: a solve from zero with A e_j in the place of B. So the rounding is relative to the
+    movement, not to the state. The offset is the solve from zero with B itself.
+    """
+    hidden_dim, k = len(B), A.shape[-1]
+    solved = np.empty((len(increments), k + 1, hidden_dim), dtype=np.float32)
+    for i, increment in enumerate(increments):
+        # Along one straight interval the control moves in one direction: contract with it.
+        field = jnp.einsum("...hij,i->...hj", A, increment, precision="highest")
+        drift = jnp.matmul(B, increment, precision="highest")
+        # Blocks do not see each other: the unit vectors e_j of all of them move in one solve.
+        drifts = jnp.column_stack([field.reshape(hidden_dim, k), drift])
+        solved[i] = _solve_interval(field, drifts, ts, solve)
+    movements, offsets = solved[:, :-1], solved[:, -1]
+    if A.ndim == 3:
+        return Flows(movements, offsets)
+    by_block = movements.reshape(len(increments), k, hidden_dim // k, k).swapaxes(1, 2)
+    return Flows(in_panels(by_block), offsets)
+
+
+@eqx.filter_jit
+def _solve_interval(field, drifts, ts, solve):
+    control = jnp.array([[0.0], [1.0]], dtype=jnp.float32)
+    zero = jnp.zeros_like(drifts[:, 0])
+
+    def from_zero(drift):
+        return solve(field[..., None, :], drift[:, None], zero, ts, control, control)
+
+    return jax.vmap(from_zero, in_axes=1)(drifts)
+
+
 def compose_by_group(
     flows: Flows,
     start: Float[np.ndarray, "N H"],
@@ -237,10 +276,8 @@ def compose_by_block(
     and each block is one matrix of a batched product. Holds (batch_size / BLOCK + K) H^2 floats on
     the device. Where flows are block-diagonal themselves, each state is multiplied by its own.
     """
-    import jax
-
     carry = jax.jit(_carry if flows.movements.ndim == 3 else _carry_blocks)
-    movements, offsets = jax.numpy.asarray(flows.movements), jax.numpy.asarray(flows.offsets)
+    movements, offsets = jnp.asarray(flows.movements), jnp.asarray(flows.offsets)
     parts = []
     for i in range(0, len(start), batch_size):
         batch_ids = ids[i : i + batch_size]
@@ -250,11 +287,8 @@ def compose_by_block(
 
 
 def _carry(
-    movements: "jax.Array", offsets: "jax.Array", states: "jax.Array", ids: "jax.Array"
-) -> "jax.Array":
-    import jax
-    from jax import numpy as jnp
-
+    movements: jax.Array, offsets: jax.Array, states: jax.Array, ids: jax.Array
+) -> jax.Array:
     def interval(states, taken):
         rows, flow_of_block = _blocks(taken, len(movements))
         blocks = jnp.zeros((len(flow_of_block) * BLOCK, states.shape[1]), states.dtype)
@@ -267,11 +301,8 @@ def _carry(
 
 
 def _carry_blocks(
-    movements: "jax.Array", offsets: "jax.Array", states: "jax.Array", ids: "jax.Array"
-) -> "jax.Array":
-    import jax
-    from jax import numpy as jnp
-
+    movements: jax.Array, offsets: jax.Array, states: jax.Array, ids: jax.Array
+) -> jax.Array:
     def interval(states, taken):
         blocks = states.reshape(len(states), *movements.shape[1:3])
         moved = jnp.einsum("ngj,ngji->ngi", blocks, movements[taken], precision="highest")
@@ -280,13 +311,11 @@ def _carry_blocks(
     return jax.lax.scan(interval, states, ids.T)[0]
 
 
-def _blocks(taken: "jax.Array", flows: int) -> tuple["jax.Array", "jax.Array"]:
+def _blocks(taken: jax.Array, flows: int) -> tuple[jax.Array, jax.Array]:
     """Where states go that take these flows: the row of each, and the flow of each block of rows.
 
     Groups that end within a block leave fewer than one for each flow beside the full ones.
     """
-    from jax import numpy as jnp
-
     count = len(taken) // BLOCK + min(flows, len(taken))
     sizes = jnp.bincount(taken, length=flows)
     filled = -(-sizes // BLOCK)

@@ -14,13 +14,13 @@ from jax.extend.core import jaxprs_in_params  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 from experiments.lcde_toy import model_key, sample_times, solver_of  # noqa: E402
+from kernels.shared_flows import interval_flows  # noqa: E402
 from linear_cde import (  # noqa: E402
     A5LinearCDE,
     LinearCDE,
     adaptive_cde_solve,
     apply_field,
     euler_scan,
-    interval_flows,
     scan_cde_solve,
     train_linear,
 )
@@ -202,7 +202,7 @@ def test_flows_of_blocks_are_the_matrix_exponentials_of_the_dense_fields(block_m
     increments = rng.normal(size=(3, CONTROLS)).astype(np.float32) / 4
     ts = np.array([0, 0.25], np.float32)
     solve = partial(adaptive_cde_solve, rtol=1e-6, atol=1e-6, dt0=0.01)
-    flows = interval_flows(model, ts, increments, solve)
+    flows = interval_flows(model.A, model.B, ts, increments, solve)
     states = rng.normal(size=(4, 6)).astype(np.float32)
     A, B = zero_padded(np.asarray(model.A)), np.asarray(model.B)
     for i, increment in enumerate(increments):

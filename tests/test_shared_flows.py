@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
+pytest.importorskip("jax", reason="the Linear CDE needs JAX")
+
 from kernels import shared_flows
 from kernels.shared_flows import (
     Flows,
