@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from sklearn.linear_model import LinearRegression
 
-from kernels.token_cde import token_times
+from kernels.token_cde import matmul, token_times
 
 Precision = Literal["float32", "tf32"]
 # A, dense or by its blocks.
@@ -299,7 +299,7 @@ class LinearCDEByChannel(eqx.Module):
 
     def initial_states(self, x0: Float[Array, "b E"]) -> Float[Array, "b H"]:
         """Z_0 of the sequences that start at x0."""
-        return _matmul(x0, self.init_matrix.T) + self.init_bias
+        return matmul(x0, self.init_matrix.T) + self.init_bias
 
 
 class A5LinearCDE(eqx.Module):
@@ -374,15 +374,10 @@ class A5LinearCDE(eqx.Module):
         """What stands behind the CDE: from its states to the logits of each position."""
         first_key, second_key = (None, None) if key is None else jr.split(key)
         hidden = drop(states, dropout, first_key)
-        hidden = jax.nn.relu(_matmul(hidden, self.mix.weight.T) + self.mix.bias)
+        hidden = jax.nn.relu(matmul(hidden, self.mix.weight.T) + self.mix.bias)
         hidden = drop(hidden, dropout, second_key) + embedded
         hidden = jax.vmap(jax.vmap(self.norm))(hidden)
-        return _matmul(hidden, self.out.weight.T) + self.out.bias
-
-
-def _matmul(left: Float[Array, "*a b"], right: Float[Array, "b c"]) -> Float[Array, "*a c"]:
-    """float32 on a GPU too, where JAX's default rounds to TF32."""
-    return jnp.matmul(left, right, precision="highest")
+        return matmul(hidden, self.out.weight.T) + self.out.bias
 
 
 def drop(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:

@@ -276,39 +276,40 @@ def compose_by_block(
     and each block is one matrix of a batched product. Holds (batch_size / BLOCK + K) H^2 floats on
     the device. Where flows are block-diagonal themselves, each state is multiplied by its own.
     """
-    carry = jax.jit(_carry if flows.movements.ndim == 3 else _carry_blocks)
     movements, offsets = jnp.asarray(flows.movements), jnp.asarray(flows.offsets)
     parts = []
     for i in range(0, len(start), batch_size):
         batch_ids = ids[i : i + batch_size]
-        parts.append(np.asarray(carry(movements, offsets, start[i : i + batch_size], batch_ids)))
+        parts.append(np.asarray(_carry(movements, offsets, start[i : i + batch_size], batch_ids)))
         advance(batch_ids.size)
     return np.concatenate(parts)
 
 
+@jax.jit
 def _carry(
     movements: jax.Array, offsets: jax.Array, states: jax.Array, ids: jax.Array
 ) -> jax.Array:
+    move = _move_each if movements.ndim == 4 else _move_in_blocks
+
     def interval(states, taken):
-        rows, flow_of_block = _blocks(taken, len(movements))
-        blocks = jnp.zeros((len(flow_of_block) * BLOCK, states.shape[1]), states.dtype)
-        blocks = blocks.at[rows].set(states, unique_indices=True)
-        blocks = blocks.reshape(-1, BLOCK, states.shape[1])
-        moved = jnp.matmul(blocks, movements[flow_of_block], precision="highest")
-        return states + (moved.reshape(-1, states.shape[1])[rows] + offsets[taken]), None
+        return states + (move(movements, states, taken) + offsets[taken]), None
 
     return jax.lax.scan(interval, states, ids.T)[0]
 
 
-def _carry_blocks(
-    movements: jax.Array, offsets: jax.Array, states: jax.Array, ids: jax.Array
-) -> jax.Array:
-    def interval(states, taken):
-        blocks = states.reshape(len(states), *movements.shape[1:3])
-        moved = jnp.einsum("ngj,ngji->ngi", blocks, movements[taken], precision="highest")
-        return states + (moved.reshape(states.shape) + offsets[taken]), None
+def _move_in_blocks(movements: jax.Array, states: jax.Array, taken: jax.Array) -> jax.Array:
+    rows, flow_of_block = _blocks(taken, len(movements))
+    blocks = jnp.zeros((len(flow_of_block) * BLOCK, states.shape[1]), states.dtype)
+    blocks = blocks.at[rows].set(states, unique_indices=True)
+    blocks = blocks.reshape(-1, BLOCK, states.shape[1])
+    moved = jnp.matmul(blocks, movements[flow_of_block], precision="highest")
+    return moved.reshape(-1, states.shape[1])[rows]
 
-    return jax.lax.scan(interval, states, ids.T)[0]
+
+def _move_each(movements: jax.Array, states: jax.Array, taken: jax.Array) -> jax.Array:
+    blocks = states.reshape(len(states), *movements.shape[1:3])
+    moved = jnp.einsum("ngj,ngji->ngi", blocks, movements[taken], precision="highest")
+    return moved.reshape(states.shape)
 
 
 def _blocks(taken: jax.Array, flows: int) -> tuple[jax.Array, jax.Array]:

@@ -59,8 +59,8 @@ def states_by_token(
         rows = jnp.arange(places).reshape(num_sequences, length - 1).T
     else:
         controls, rows = embedding, tokens[:, 1:].T
-    fields, drifts = contract(A, controls), _matmul(controls, B.T)
-    start = _matmul(embedding[tokens[:, 0]], init_matrix.T) + init_bias
+    fields, drifts = contract(A, controls), matmul(controls, B.T)
+    start = matmul(embedding[tokens[:, 0]], init_matrix.T) + init_bias
     times = token_times(length, step_length)[1:]
     forcing = drifts[rows] + times[:, None, None] * B_time
     if step_length is not None:  # the scans divide by the length
@@ -70,7 +70,8 @@ def states_by_token(
     return jnp.swapaxes(scan(fields, A_time, forcing, start, times, rows), 0, 1)
 
 
-def _matmul(left: Float[Array, "a b"], right: Float[Array, "b c"]) -> Float[Array, "a c"]:
+def matmul(left: Float[Array, "*a b"], right: Float[Array, "b c"]) -> Float[Array, "*a c"]:
+    """float32 on a GPU too, where JAX's default rounds to TF32."""
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -80,7 +81,7 @@ def contract(
 ) -> Float[Array, "K *field"]:
     """The fields F_k = sum_e A_e x_k^e."""
     *field, width = A.shape
-    return _matmul(controls, A.reshape(-1, width).T).reshape(-1, *field)
+    return matmul(controls, A.reshape(-1, width).T).reshape(-1, *field)
 
 
 def _contract_forward(A, controls):
@@ -90,11 +91,11 @@ def _contract_forward(A, controls):
 def _contract_backward(saved, d_fields):
     A, controls = saved
     d_flat = d_fields.reshape(len(controls), -1)
-    d_controls = _matmul(d_flat, A.reshape(-1, A.shape[-1]))
+    d_controls = matmul(d_flat, A.reshape(-1, A.shape[-1]))
     if len(controls) <= FEW_CONTROLS:
         pairs = zip(d_fields, controls, strict=True)
         return sum(field[..., None] * control for field, control in pairs), d_controls
-    return _matmul(d_flat.T, controls).reshape(A.shape), d_controls
+    return matmul(d_flat.T, controls).reshape(A.shape), d_controls
 
 
 contract.defvjp(_contract_forward, _contract_backward)
@@ -120,7 +121,7 @@ def euler_scan(
     def step(y, inputs):
         t, row, force = inputs
         moved = jnp.einsum("bhj,bj->bh", fields[row], y, precision="highest")
-        y = y + (moved + t * _matmul(y, A_time.T) + force) / length
+        y = y + (moved + t * matmul(y, A_time.T) + force) / length
         return y, y
 
     _, states = jax.lax.scan(step, start, (times, rows, forcing))
@@ -139,7 +140,7 @@ def _scan_backward(saved, d_states):
     def step(adjoint, inputs):
         t, row, d_state = inputs
         pulled = jnp.einsum("bhj,bh->bj", fields[row], adjoint, precision="highest")
-        pulled = pulled + t * _matmul(adjoint, A_time)
+        pulled = pulled + t * matmul(adjoint, A_time)
         return adjoint + pulled / length + d_state, adjoint / length
 
     d_start, d_forcing = jax.lax.scan(
