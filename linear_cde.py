@@ -269,17 +269,8 @@ class LinearCDEByChannel(eqx.Module):
     B_time: Float[Array, " H"] | None
     B: Float[Array, "H E"]
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        input_dim: int,
-        *,
-        key: PRNGKeyArray,
-        block_size: int | None = None,
-        time_channel: bool = True,
-    ):
-        """Draw the parameters of a `LinearCDE` and store them by channel."""
-        cde = LinearCDE(hidden_dim, input_dim, key=key, block_size=block_size)
+    def __init__(self, cde: LinearCDE, time_channel: bool):
+        """The parameters of `cde`; time_channel: whether its first channel, time, is kept."""
         self.init_matrix, self.init_bias = cde.init_matrix, cde.init_bias
         self.A, self.B = jnp.swapaxes(cde.A[..., 1:, :], -1, -2), cde.B[:, 1:]
         self.A_time = cde.A[..., 0, :] if time_channel else None
@@ -335,9 +326,9 @@ class A5LinearCDE(eqx.Module):
         which makes another equation of every length.
         """
         embedding_key, cde_key, mix_key, out_key = jr.split(key, 4)
-        structure = {"block_size": block_size, "time_channel": time_channel}
         self.embedding = jr.normal(embedding_key, (vocabulary, hidden_dim), jnp.float32)
-        self.cde = LinearCDEByChannel(hidden_dim, hidden_dim, key=cde_key, **structure)
+        cde = LinearCDE(hidden_dim, hidden_dim, key=cde_key, block_size=block_size)
+        self.cde = LinearCDEByChannel(cde, time_channel)
         self.mix = eqx.nn.Linear(hidden_dim, hidden_dim, key=mix_key)
         self.norm = eqx.nn.LayerNorm(hidden_dim)
         self.out = eqx.nn.Linear(hidden_dim, vocabulary, key=out_key)
