@@ -9,8 +9,6 @@ an order that could change. Arrays are contiguous: u, delta, y (b, l, d); A (d, 
 A number is a tuple of its p parts: its real part or, if p = 2, that and the imaginary part.
 """
 
-# ruff: noqa: SIM108 - what Triton compiles away reads best as what it is, a branch
-
 import triton
 import triton.language as tl
 
@@ -18,12 +16,21 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _place(d, P: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr):
+    """A program's sequence, channels and states, and its offsets within A and the states."""
+    sequence = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    cols = tl.program_id(2) * STATES + tl.arange(0, STATES)
+    tile = rows[:, None] * P * N + cols[None, :]
+    return sequence, rows, cols, tile, sequence * d * P * N + tile
+
+
+@triton.jit
 def _load(pointer, distance, P: tl.constexpr):
     if P == 1:
-        result = (tl.load(pointer),)
+        return (tl.load(pointer),)
     else:
-        result = tl.load(pointer), tl.load(pointer + distance)
-    return result
+        return tl.load(pointer), tl.load(pointer + distance)
 
 
 @triton.jit
@@ -36,49 +43,44 @@ def _store(pointer, distance, x, P: tl.constexpr):
 @triton.jit
 def _zeros(like, P: tl.constexpr):
     if P == 1:
-        result = (tl.zeros_like(like[0]),)
+        return (tl.zeros_like(like[0]),)
     else:
-        result = tl.zeros_like(like[0]), tl.zeros_like(like[1])
-    return result
+        return tl.zeros_like(like[0]), tl.zeros_like(like[1])
 
 
 @triton.jit
 def _product(a, x, P: tl.constexpr):
     if P == 1:
-        result = (a[0] * x[0],)
+        return (a[0] * x[0],)
     else:
-        result = a[0] * x[0] - a[1] * x[1], a[0] * x[1] + a[1] * x[0]
-    return result
+        return a[0] * x[0] - a[1] * x[1], a[0] * x[1] + a[1] * x[0]
 
 
 @triton.jit
 def _product_conj(a, x, P: tl.constexpr):
     """The product of a and the conjugate of x."""
     if P == 1:
-        result = (a[0] * x[0],)
+        return (a[0] * x[0],)
     else:
-        result = a[0] * x[0] + a[1] * x[1], a[1] * x[0] - a[0] * x[1]
-    return result
+        return a[0] * x[0] + a[1] * x[1], a[1] * x[0] - a[0] * x[1]
 
 
 @triton.jit
 def _add_scaled(s, x, to, P: tl.constexpr):
     """The sum s x + to, with a real s."""
     if P == 1:
-        result = (s * x[0] + to[0],)
+        return (s * x[0] + to[0],)
     else:
-        result = s * x[0] + to[0], s * x[1] + to[1]
-    return result
+        return s * x[0] + to[0], s * x[1] + to[1]
 
 
 @triton.jit
 def _dot(a, x, P: tl.constexpr):
     """The sum over states of Re(conj(a) x), for each channel."""
     if P == 1:
-        result = tl.sum(a[0] * x[0], axis=1)
+        return tl.sum(a[0] * x[0], axis=1)
     else:
-        result = tl.sum(a[0] * x[0] + a[1] * x[1], axis=1)
-    return result
+        return tl.sum(a[0] * x[0] + a[1] * x[1], axis=1)
 
 
 @triton.jit
@@ -86,11 +88,10 @@ def _decay(delta, a, P: tl.constexpr):
     """The exponential of delta a."""
     size = tl.exp2((delta * LOG2_E)[:, None] * a[0])
     if P == 1:
-        result = (size,)
+        return (size,)
     else:
         angle = delta[:, None] * a[1]
-        result = size * tl.cos(angle), size * tl.sin(angle)
-    return result
+        return size * tl.cos(angle), size * tl.sin(angle)
 
 
 @triton.jit
@@ -111,10 +112,9 @@ def _add_rows(pointer, t, cols, s, x, to, P: tl.constexpr, N: tl.constexpr, FOLL
         tl.store(start, tl.sum(s * x[0], axis=0))
         if P == 2:
             tl.store(start + N, tl.sum(s * x[1], axis=0))
-        result = to
+        return to
     else:
-        result = _add_scaled(s, x, to, P)
-    return result
+        return _add_scaled(s, x, to, P)
 
 
 @triton.jit
@@ -136,11 +136,7 @@ def scan_kernel(
     B_FOLLOWS: tl.constexpr, C_FOLLOWS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write y, a part of it for each tile of states, the last states, and those kept."""
-    sequence = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    cols = tl.program_id(2) * STATES + tl.arange(0, STATES)
-    tile = rows[:, None] * P * N + cols[None, :]
-    states = sequence * d * P * N + tile
+    sequence, rows, cols, tile, states = _place(d, P, N, CHANNELS, STATES)
     u += sequence * length * d
     delta += sequence * length * d
     if B_FOLLOWS:
@@ -205,11 +201,7 @@ def gradient_kernel(
     du and d_delta have a part for each tile of states, dA for each sequence, and so have dB and dC,
     or, if they follow the input, for each tile of channels.
     """
-    sequence = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    cols = tl.program_id(2) * STATES + tl.arange(0, STATES)
-    tile = rows[:, None] * P * N + cols[None, :]
-    states = sequence * d * P * N + tile
+    sequence, rows, cols, tile, states = _place(d, P, N, CHANNELS, STATES)
     u += sequence * length * d
     delta += sequence * length * d
     dy += sequence * length * d
