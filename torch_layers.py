@@ -202,11 +202,8 @@ class S4Recurrence(KeepsComplex):
             parts = map(at_least_float32, (self.log_real, self.imaginary, self.D, self.log_step))
             log_real, imaginary, D, log_step = parts
             A, step = torch.complex(-log_real.exp(), imaginary), log_step.exp()
-            y = (
-                self.convolve(u, step, A, D)
-                if self.mode == "convolution"
-                else self.scan(u, step, A, D)
-            )
+            compute = self.convolve if self.mode == "convolution" else self.scan
+            y = compute(u, step, A, D)
         return y.transpose(1, 2).to(x.dtype)
 
     def convolve(self, u: Tensor, step: Tensor, A: Tensor, D: Tensor) -> Float[Tensor, "b d l"]:
@@ -219,10 +216,8 @@ class S4Recurrence(KeepsComplex):
     def scan(self, u: Tensor, step: Tensor, A: Tensor, D: Tensor) -> Float[Tensor, "b d l"]:
         """The same, position by position."""
         delta = step[None, :, None].expand_as(u)
-        softplus, backend = self.softplus_step, self.backend
-        return selective_scan(
-            u, delta, A, self.B, self.C, D, delta_softplus=softplus, backend=backend
-        )
+        options = {"delta_softplus": self.softplus_step, "backend": self.backend}
+        return selective_scan(u, delta, A, self.B, self.C, D, **options)
 
 
 def _complex_xavier(width: int, states: int, generator: torch.Generator) -> Tensor:

@@ -256,18 +256,14 @@ def _prepare_cpp() -> None:
     torch.library.register_autograd("selective_scan::scan_backward", _refuse_to_differentiate)
 
 
-def _scan_shapes(u: Tensor, *others: Tensor | bool) -> tuple[Tensor, Tensor]:
-    *_, initial, _ = others
+def _scan_shapes(*arguments: Tensor | bool) -> tuple[Tensor, Tensor]:
+    u, *_, initial, _ = arguments
     return torch.empty_like(u), initial.new_empty(initial.shape)
 
 
-def _scan_backward_shapes(
-    dy: Tensor, d_last: Tensor, u: Tensor, delta: Tensor, *others: Tensor | bool
-) -> tuple[Tensor, ...]:
-    del dy, d_last
-    *tensors, _ = others
-    shapes = [tensor.new_empty(tensor.shape) for tensor in tensors]
-    return torch.empty_like(u), torch.empty_like(delta), *shapes
+def _scan_backward_shapes(*arguments: Tensor | bool) -> tuple[Tensor, ...]:
+    _, _, u, delta, *others, _ = arguments
+    return torch.empty_like(u), torch.empty_like(delta), *(x.new_empty(x.shape) for x in others)
 
 
 def _save_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
