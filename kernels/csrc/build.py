@@ -17,6 +17,7 @@ from filelock import FileLock
 from harness.errors import CompilationError, UnavailableError
 
 SOURCE = Path(__file__).with_name("selective_scan.cpp")
+HEADER = Path(__file__).with_name("states.h")
 NAME = "selective_scan"
 ERROR_LINES = 20
 
@@ -62,7 +63,8 @@ def _compiler_flags() -> list[str]:
 def _library_path(flags: list[str]) -> Path:
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     capability = torch.backends.cpu.get_cpu_capability()
-    digest = hashlib.sha256(" ".join(flags).encode() + SOURCE.read_bytes()).hexdigest()[:12]
+    read = " ".join(flags).encode() + SOURCE.read_bytes() + HEADER.read_bytes()
+    digest = hashlib.sha256(read).hexdigest()[:12]
     name = f"{NAME}_torch{torch.__version__}_{python}_{capability}_{digest}.so"
     return _cache() / name
 
