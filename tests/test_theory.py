@@ -13,21 +13,21 @@ from data_dir.finite_groups import GROUP_NAMES, group
 from data_dir.representations import representation
 from experiments import theory
 from experiments.schema import load_config
-from experiments.theory_antisymmetry import (
+from experiments.theory.antisymmetry import (
     antisymmetric_terms,
     invisible_to_diagonal,
     lattice_walks,
     standard_polynomial,
     volume,
 )
-from experiments.theory_groups import exact_margin, exact_states, readout, smallest_margin
-from experiments.theory_kernel import (
+from experiments.theory.groups import exact_margin, exact_states, readout, smallest_margin
+from experiments.theory.kernel import (
     kernel_by_equation,
     kernel_by_signature,
     random_states,
     signature_kernel,
 )
-from experiments.theory_training import (
+from experiments.theory.training import (
     TEST,
     TRAINING,
     VALIDATION,

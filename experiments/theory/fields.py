@@ -19,7 +19,7 @@ from experiments.lcde_toy import (
     naming_a_failed_solve,
     sample_times,
 )
-from experiments.theory_antisymmetry import antisymmetric_terms, lattice_walks
+from experiments.theory.antisymmetry import antisymmetric_terms, lattice_walks
 from harness.records import Run
 
 if TYPE_CHECKING:

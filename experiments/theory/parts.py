@@ -17,11 +17,11 @@ from data_dir.datasets import training_paths
 from data_dir.finite_groups import GROUP_NAMES
 from experiments.devices import jax_numbers, origin_of_jax_runs
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
-from experiments.theory_antisymmetry import do_algebra, do_floor
-from experiments.theory_fields import ANTISYMMETRIC, TOY_TARGETS, do_fields, load_target
-from experiments.theory_groups import do_exact
-from experiments.theory_kernel import do_kernel
-from experiments.theory_training import do_training
+from experiments.theory.antisymmetry import do_algebra, do_floor
+from experiments.theory.fields import ANTISYMMETRIC, TOY_TARGETS, do_fields, load_target
+from experiments.theory.groups import do_exact
+from experiments.theory.kernel import do_kernel
+from experiments.theory.training import do_training
 from experiments.training_loop import report_divergence
 from harness.file_names import (
     AlgebraKey,
