@@ -196,60 +196,17 @@ def train(
                 raise KeyboardInterrupt
 
 
-def train_run(
-    run: Run,
-    trainable: Trainable,
-    schedule: Schedule,
-    metric_name: str,
-    provenance: Mapping[str, Any],
-) -> str:
-    """One run of an experiment: train, save the result with its record, print a line.
-
-    After every evaluation the curve so far is saved too, with a record that says `UNFINISHED`; over
-    files of the same training that ended earlier, once it is as long as they are. provenance:
-    of the run; `data` in it, name -> SHA-256, has to be that of a checkpoint to go on from.
-    Returns the outcome. Raises: ResultsError, LockLostError, OSError, KeyboardInterrupt.
-    """
-    context, kept = run.context, steps_to_keep(run)
-
-    def save(history: History, outcome: str) -> None:
-        arrays = [np.asarray(history.steps), np.asarray(history.metric)]
-        if not history.steps:  # diverged before any update
-            save_run(run, [], {"outcome": outcome}, origin())
-            return
-        context.show(history.steps[-1], history.latest(metric_name))
-        if outcome != UNFINISHED or history.steps[-1] >= kept:
-            details = {"outcome": outcome, "history": history.named(metric_name)}
-            save_run(run, arrays, details, origin())
-
-    def origin() -> dict[str, Any]:
-        done_by = checkpoints.processes
-        return {**provenance, "started": done_by[0]["started"], "processes": done_by}
-
-    process = {key: provenance[key] for key in PROCESS if key in provenance}
-    process["started"] = context.started
-    config = checkpoint_config(run.config, provenance.get("data", {}))
-    checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
-    with context.stop.deferred():
-        history, outcome = train(
-            trainable,
-            schedule,
-            checkpoints,
-            metric_name,
-            run.label,
-            evaluated=lambda history: save(history, UNFINISHED),
-            stop=context.stop,
-            goes_on=kept >= 0,
-        )
-        save(history, outcome)
-        checkpoints.keep(1)
-    print(", ".join([f"{run.label}: {outcome}", *history.in_words(metric_name)]))
-    return outcome
-
-
 def checkpoint_config(config: Mapping[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
     """What has to agree with a checkpoint: data exchanged since would give a curve of both."""
     return {**config, **{f"data file {name}": sha256 for name, sha256 in data.items()}}
+
+
+class Tested(NamedTuple):
+    """What a trained model is tested for, once, beside its curve."""
+
+    arrays: Sequence[np.ndarray] = ()
+    details: Mapping[str, Any] = {}  # for the record
+    words: Sequence[str] = ()
 
 
 class Prepared(NamedTuple):
@@ -259,15 +216,59 @@ class Prepared(NamedTuple):
     schedule: Schedule
     metric: str  # its name in the record
     data: Mapping[str, str]  # SHA-256 of the data files, by name
+    test: Callable[[], Tested] | None = None
 
 
 Do = Callable[[Run, Prepared, Mapping[str, Any]], str]
 
 
 def do_run(run: Run, prepared: Prepared, origin: Mapping[str, Any]) -> str:
-    """Train, and save the result with its record. Returns the outcome; raises as `train_run`."""
-    trainable, schedule, metric, data = prepared
-    return train_run(run, trainable, schedule, metric, {**origin, "data": data})
+    """One run of an experiment: train, save the result with its record, print a line.
+
+    After every evaluation the curve so far is saved too, with a record that says `UNFINISHED`; over
+    files of the same training that ended earlier, once it is as long as they are. Not where there
+    is a test. A checkpoint to go on from has to be one of the same data.
+    Returns the outcome. Raises: ResultsError, LockLostError, OSError, KeyboardInterrupt.
+    """
+    trainable, schedule, metric, data, test = prepared
+    context, kept = run.context, steps_to_keep(run)
+    process = {key: origin[key] for key in PROCESS if key in origin} | {"started": context.started}
+    config = checkpoint_config(run.config, data)
+    checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
+
+    def save(history: History, outcome: str, tested: Tested) -> None:
+        arrays, details = [], {"outcome": outcome}
+        if history.steps:  # else it diverged before any update
+            arrays = [np.asarray(history.steps), np.asarray(history.metric), *tested.arrays]
+            details |= {"history": history.named(metric), **tested.details}
+        done_by = checkpoints.processes
+        made = {**origin, "started": done_by[0]["started"], "processes": done_by}
+        save_run(run, arrays, details, made | ({"data": data} if data else {}))
+
+    def evaluated(history: History) -> None:
+        context.show(history.steps[-1], history.latest(metric))
+        if test is None and history.steps[-1] >= kept:
+            save(history, UNFINISHED, Tested())
+
+    with context.stop.deferred():
+        history, outcome = train(
+            trainable,
+            schedule,
+            checkpoints,
+            metric,
+            run.label,
+            evaluated=evaluated,
+            stop=context.stop,
+            goes_on=kept >= 0,
+        )
+        tested = test() if test else Tested()
+        if history.steps:
+            context.show(history.steps[-1], history.latest(metric))
+        save(history, outcome, tested)
+        checkpoints.keep(1)
+    words = [f"{run.label}: {outcome}", *history.in_words(metric), *tested.words]
+    print(", ".join(words), flush=True)
+    return outcome
 
 
 def do_runs(

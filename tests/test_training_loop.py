@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import training_loop
-from experiments.training_loop import DataOrder, Schedule, train, train_run
+from experiments.training_loop import DataOrder, Prepared, Schedule, do_run, train
 from harness.checkpoints import Checkpoints
 from harness.errors import ResultsError
 from harness.process import Stop
@@ -45,7 +45,7 @@ def test_a_run_whose_data_changed_is_not_gone_on_with(tmp_path):
     def go_on(walk, sha256):
         files = (tmp_path / "out" / "steps.npy", tmp_path / "out" / "updates.npy")
         run = Run("a walk", files, {"max_steps": 25, "eval_interval": 10})
-        train_run(run, walk, SCHEDULE, "updates", {"data": {"A5=3.csv": sha256}})
+        do_run(run, Prepared(walk, SCHEDULE, "updates", {"A5=3.csv": sha256}), {})
 
     with pytest.raises(KeyboardInterrupt):
         go_on(Walk(stop_at=9), "abc")
@@ -161,7 +161,7 @@ def walk_to(folder, max_steps, walk, stop_above=None):
     schedule = Schedule(max_steps, 10, checkpoint_interval=4, stop_above=stop_above)
     files = (folder / "out" / "steps.npy", folder / "out" / "updates.npy")
     run = Run("a walk", files, {"max_steps": max_steps, "eval_interval": 10})
-    train_run(run, walk, schedule, "updates", {})
+    do_run(run, Prepared(walk, schedule, "updates", {}), {})
     return run
 
 
@@ -216,7 +216,8 @@ def test_a_record_names_every_process_that_did_a_part(tmp_path):
         context = RunContext(started=f"start of {commit}")
         origin = {"commit": commit, "host": "here"}
         with nullcontext() if commit == "c" else pytest.raises(KeyboardInterrupt):
-            train_run(replace(run, context=context), walk, SCHEDULE, "updates", origin)
+            prepared = Prepared(walk, SCHEDULE, "updates", {})
+            do_run(replace(run, context=context), prepared, origin)
     found = read_record(run.record).provenance
     assert (found.commit, found.started) == ("c", "start of a")
     assert found.processes == [

@@ -21,8 +21,8 @@ from experiments.theory.antisymmetry import do_algebra, do_floor
 from experiments.theory.fields import ANTISYMMETRIC, TOY_TARGETS, do_fields, load_target
 from experiments.theory.groups import do_exact
 from experiments.theory.kernel import do_kernel
-from experiments.theory.training import do_training
-from experiments.training_loop import report_divergence
+from experiments.theory.training import prepare
+from experiments.training_loop import do_run, report_divergence
 from harness.file_names import (
     AlgebraKey,
     ExactKey,
@@ -298,7 +298,7 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
         if run.config["kind"] in measure:
             do_measurement(run, partial(measure[run.config["kind"]], run, data_dir), origin)
         else:
-            outcomes[run.label] = do_training(run, origin)
+            outcomes[run.label] = do_run(run, prepare(run), origin)
     report_divergence(outcomes)
 
 

@@ -15,13 +15,11 @@ import numpy as np
 
 from data_dir.finite_groups import Group, group
 from experiments import lcde_a5
-from experiments.training_loop import PROCESS, Schedule, train
-from harness.checkpoints import Checkpoints, checkpoint_folder
-from harness.records import Run, save_run, steps_to_keep
+from experiments.training_loop import Prepared, Schedule, Tested
+from harness.records import Run
 
 if TYPE_CHECKING:
     from experiments.lcde_training import Batch
-    from linear_cde import A5LinearCDE
 
 # After the seed: what tells these random numbers from others.
 TRAINING, VALIDATION, TEST = 23, 29, 31
@@ -30,23 +28,17 @@ EVAL_BATCH_SIZE = 2048
 UNUSED = {"results_dir": "unused", "data_seed": 0, "train_fraction": 0.5, "checkpoint_interval": 1}
 
 
-def do_training(run: Run, origin: Mapping[str, Any]) -> str:
-    """Train until the last position is right often enough, then test; returns the outcome.
+def prepare(run: Run) -> Prepared:
+    """Training to be right often enough at the last position, then a test of every position.
 
-    Leaves the steps and the accuracies at the last position (evaluations,), and the accuracy by
-    position (test length,) of the trained model. Resumes by itself.
-    Raises: ResultsError, LockLostError, OSError, KeyboardInterrupt.
+    The curve is of the accuracy at the last position of the validation sequences; the test leaves
+    the accuracy by position (test length,) of the trained model.
     """
     from experiments.lcde_training import accuracy_by_position
 
-    config, context = run.config, run.context
-    symbols = group(config["group"])
+    config, symbols = run.config, group(run.config["group"])
     words = partial(random_words, symbols, seed=(config["seed"], config["run"]))
-    test = words(config["test_samples"], config["test_length"], TEST)
-
-    def by_position(model: A5LinearCDE, data: Batch) -> np.ndarray:
-        return accuracy_by_position(model, data, EVAL_BATCH_SIZE)
-
+    by_position = partial(accuracy_by_position, batch_size=EVAL_BATCH_SIZE)
     data = lcde_a5.WordData(
         training=words(config["samples"], config["length"], TRAINING),
         validation=words(config["validation_samples"], config["length"], VALIDATION),
@@ -59,30 +51,16 @@ def do_training(run: Run, origin: Mapping[str, Any]) -> str:
         data,
         lambda model, batch: float(by_position(model, batch)[-1]),
     )
-    process = {key: origin[key] for key in PROCESS if key in origin} | {"started": context.started}
-    checkpoints = Checkpoints(checkpoint_folder(run), config, context.confirm, process)
-    with context.stop.deferred():
-        history, outcome = train(
-            trainable,
-            schedule_of(config),
-            checkpoints,
-            "accuracy",
-            run.label,
-            evaluated=lambda history: context.show(history.steps[-1], history.latest("accuracy")),
-            stop=context.stop,
-            goes_on=steps_to_keep(run) >= 0,
-        )
-        accuracies = by_position(trainable.state.model, test)
-        details = {"outcome": outcome, "history": history.named("accuracy")}
-        details |= {"accuracy": float(accuracies[-1]), "order": symbols.order}
-        arrays = [np.asarray(history.steps), np.asarray(history.metric), accuracies]
-        done_by = checkpoints.processes
-        made = {**origin, "started": done_by[0]["started"], "processes": done_by}
-        save_run(run, arrays if history.steps else [], details, made)
-        checkpoints.keep(1)
-    last = f"{accuracies[-1]:.4f} at position {len(accuracies)} of {len(test.tokens):,} sequences"
-    print(", ".join([f"{run.label}: {outcome}", *history.in_words("accuracy"), last]), flush=True)
-    return outcome
+
+    def test() -> Tested:
+        sequences = words(config["test_samples"], config["test_length"], TEST)
+        found = by_position(trainable.state.model, sequences)
+        last = f"{found[-1]:.4f} at position {len(found)} of {len(sequences.tokens):,} sequences"
+        return Tested([found], {"accuracy": float(found[-1]), "order": symbols.order}, [last])
+
+    interval = config["eval_interval"]
+    schedule = Schedule(config["max_steps"], interval, interval, config["stop_accuracy"])
+    return Prepared(trainable, schedule, "accuracy", {}, test)
 
 
 def a5_config(config: Mapping[str, Any]) -> lcde_a5.Config:
@@ -96,15 +74,9 @@ def a5_config(config: Mapping[str, Any]) -> lcde_a5.Config:
         "structure": "dense" if dense else "block_diagonal",
         "block_size": 1 if dense else config["block_size"],
         "eval_batch_size": EVAL_BATCH_SIZE,
-        "stop_accuracy": 1.0,  # when to stop is for `schedule_of` to say
+        "stop_accuracy": 1.0,  # when to stop is for the schedule to say
     }
     return lcde_a5.Config(**settings)
-
-
-def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """Evaluations and checkpoints at the same steps."""
-    interval = config["eval_interval"]
-    return Schedule(config["max_steps"], interval, interval, config["stop_accuracy"])
 
 
 def random_words(

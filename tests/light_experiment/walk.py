@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.training_loop import Schedule, report_divergence, train_run
+from experiments.training_loop import Prepared, Schedule, do_runs
 from harness.errors import DataError
 from harness.records import provenance
 
@@ -49,8 +49,8 @@ def run(config, runs, data_dir, device):
     )
     origin = provenance(("numpy",), device)
 
-    def do(run):
+    def prepare(run):
         seed = [config.seed, run.config["length"], run.config["depth"]]
-        return train_run(run, Walk(seed, config.hidden_dim), schedule, "accuracy", origin)
+        return Prepared(Walk(seed, config.hidden_dim), schedule, "accuracy", {})
 
-    report_divergence({run.label: do(run) for run in runs})
+    do_runs(runs, prepare, origin)
