@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_dir.datasets import training_paths
 from data_dir.finite_groups import GROUP_NAMES
+from experiments import lcde_toy
 from experiments.devices import jax_numbers, origin_of_jax_runs
 from experiments.schema import ExperimentConfig, Fraction, PositiveFloat, PositiveInt
 from experiments.theory.antisymmetry import do_algebra, do_floor
@@ -23,32 +24,18 @@ from experiments.theory.groups import do_exact
 from experiments.theory.kernel import do_kernel
 from experiments.theory.training import prepare
 from experiments.training_loop import do_run, report_divergence
-from harness.file_names import (
-    AlgebraKey,
-    ExactKey,
-    FieldsKey,
-    FloorKey,
-    KernelKey,
-    Key,
-    TrainedKey,
-)
+from harness import file_names
 from harness.paths import THEORY_RESULTS
 from harness.records import Run, save_run
 from kernels.allocator import keep_freed_memory
 
 EXTRA = "jax"
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "diffrax",
-    "equinox",
-    "numpy",
-    "optax",
-    "scikit-learn",
-    "scipy",
-    "signax",
-)
+PACKAGES = (*lcde_toy.PACKAGES, "optax")
 PARTS = ("width", "structure", "kernel", "groups", "lengths")
+# Keys of the config that runs take over: of those on the toy data, and of all trained ones.
+TOY_KEYS = ("num_paths", "train_fraction", "paper_data")
+TRAINING_KEYS = ("seed", "samples", "validation_samples", "test_samples", "batch_size")
+TRAINING_KEYS += ("short_batch_size", "dropout", "weight_decay", "eval_interval")
 Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
 BlockSizes = Annotated[list[PositiveInt | Literal["dense"]], Field(min_length=1)]
 
@@ -154,7 +141,7 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     return list(runs.values())
 
 
-Planned = tuple[str, str, Key, Mapping[str, Any]]
+Planned = tuple[str, str, file_names.Key, Mapping[str, Any]]
 
 
 def plan_width(config: Config) -> Iterator[Planned]:
@@ -166,19 +153,14 @@ def plan_width(config: Config) -> Iterator[Planned]:
 
 def plan_structure(config: Config) -> Iterator[Planned]:
     """Volume and fully antisymmetric terms against block size at equal H, and their algebra."""
-    toy = toy_settings(config)
-    yield "floor", "floor of the volume", FloorKey(), toy
+    yield "floor", "floor of the volume", file_names.FloorKey(), settings_of(config, TOY_KEYS)
     yield from fields(config, "volume", config.structure_hidden_dim, config.structure_block_sizes)
     for level in config.antisymmetric_levels:
-        yield from fields(
-            config,
-            ANTISYMMETRIC.format(level),
-            config.antisymmetric_hidden_dim,
-            config.antisymmetric_block_sizes,
-        )
+        target, hidden_dim = ANTISYMMETRIC.format(level), config.antisymmetric_hidden_dim
+        yield from fields(config, target, hidden_dim, config.antisymmetric_block_sizes)
     for size in config.algebra_block_sizes:
         settings = {"seed": config.seed, "draws": config.algebra_draws}
-        yield "algebra", f"algebra k={size}", AlgebraKey(size), settings
+        yield "algebra", f"algebra k={size}", file_names.AlgebraKey(size), settings
 
 
 def plan_kernel(config: Config) -> Iterator[Planned]:
@@ -187,16 +169,16 @@ def plan_kernel(config: Config) -> Iterator[Planned]:
     settings = {name: getattr(config, f"kernel_{name}") for name in names}
     settings |= {"seed": config.seed, "paper_data": config.paper_data}
     for state_dim in config.kernel_state_dims:
-        yield "kernel", f"kernel N={state_dim}", KernelKey(state_dim), settings
+        yield "kernel", f"kernel N={state_dim}", file_names.KernelKey(state_dim), settings
 
 
 def plan_groups(config: Config) -> Iterator[Planned]:
     """Groups solved by their representations, and learned with blocks of several sizes."""
     settings = {"length": config.exact_length, "sequences": config.exact_sequences}
-    settings["seed"] = config.seed
+    settings |= {"seed": config.seed}
     for group in config.exact_groups:
-        yield "exact", f"exact {group}", ExactKey(group), settings
-    settings = training_settings(config)
+        yield "exact", f"exact {group}", file_names.ExactKey(group), settings
+    settings = settings_of(config, TRAINING_KEYS)
     settings |= {"max_steps": config.max_steps, "stop_accuracy": config.stop_accuracy}
     for group, chosen in config.trained_groups.items():
         settings |= {"hidden_dim": chosen.hidden_dim, "learning_rate": chosen.learning_rate}
@@ -206,7 +188,7 @@ def plan_groups(config: Config) -> Iterator[Planned]:
 
 def plan_lengths(config: Config) -> Iterator[Planned]:
     """A group learned at one length with a fixed step and without time, tested far beyond."""
-    settings = training_settings(config)
+    settings = settings_of(config, TRAINING_KEYS)
     settings |= {"max_steps": config.lengths_max_steps, "stop_accuracy": None}
     settings |= {"hidden_dim": config.lengths_hidden_dim, "step": "fixed", "time_channel": False}
     settings |= {"learning_rate": config.lengths_learning_rate}
@@ -230,7 +212,7 @@ def fields(
     """Random fields of one width on one target."""
     settings = {"seed": config.seed, "flow_batch_size": config.flow_batch_size}
     if target in TOY_TARGETS:
-        settings |= {"input_dim": TOY_TARGETS[target], **toy_settings(config)}
+        settings |= {"input_dim": TOY_TARGETS[target], **settings_of(config, TOY_KEYS)}
     else:
         settings |= {
             "input_dim": int(target.rpartition("_")[2]),
@@ -241,7 +223,7 @@ def fields(
     for size in block_sizes:
         for run in range(config.runs):
             label = f"{target} H={hidden_dim} k={size} run {run}"
-            yield "fields", label, FieldsKey(target, hidden_dim, size, run), settings
+            yield "fields", label, file_names.FieldsKey(target, hidden_dim, size, run), settings
 
 
 def trained(
@@ -256,20 +238,12 @@ def trained(
     for size in block_sizes:
         for run in range(config.runs):
             label = f"{task} {group} L={length} k={size} run {run}"
-            yield task, label, TrainedKey(task, group, length, size, run), dict(settings)
+            yield task, label, file_names.TrainedKey(task, group, length, size, run), dict(settings)
 
 
-def training_settings(config: Config) -> dict[str, Any]:
-    """What all trained models share."""
-    names = ("seed", "samples", "validation_samples", "test_samples")
-    names += ("batch_size", "short_batch_size", "dropout", "weight_decay", "eval_interval")
-    return {name: getattr(config, name) for name in names}
-
-
-def toy_settings(config: Config) -> dict[str, Any]:
-    """Which toy data are read."""
-    names = ("num_paths", "train_fraction", "paper_data")
-    return {name: getattr(config, name) for name in names}
+def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
+    """Some keys of the config with their values."""
+    return {key: getattr(config, key) for key in keys}
 
 
 @jax_numbers()
