@@ -7,15 +7,14 @@ sequences of length L and one on sequences of length 2.
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from data_dir.a5_dataset import load_word_problem, split, training_rows
-from data_dir.finite_groups import GROUP_NAMES, group
+from data_dir.a5_dataset import load_word_problem, split
+from data_dir.finite_groups import group
 from experiments.devices import jax_device, jax_numbers, origin_of_jax_runs
-from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
+from experiments.schema import LinearCDEConfig, PositiveFloat, PositiveInt, WordConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run, do_runs
 from harness.file_names import A5ScoreKey
 from harness.paths import A5_RESULTS, WORD_DATA
@@ -34,7 +33,7 @@ PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 SPLIT, ORDER, SHORT_ORDER = 1, 2, 3
 
 
-class Config(LinearCDEConfig):
+class Config(LinearCDEConfig, WordConfig):
     """The settings; their values stand in experiment_configs/lcde_a5.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-l": "lengths"}
@@ -42,29 +41,14 @@ class Config(LinearCDEConfig):
         {"results_dir", "lengths", "checkpoint_interval", "eval_batch_size"}
     )
 
-    group: Literal[GROUP_NAMES]
-    lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
-    samples: Annotated[int, Field(ge=10)]
-    data_seed: Annotated[int, Field(ge=0)]
-    train_fraction: Fraction
     step: Literal["length", "fixed"]
     time_channel: bool
-    dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: PositiveFloat
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     batch_size: PositiveInt
-    short_batch_size: Annotated[int, Field(ge=0)]
     max_steps: PositiveInt
     eval_interval: PositiveInt
     eval_batch_size: PositiveInt
-    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
     checkpoint_interval: PositiveInt
-
-    @model_validator(mode="after")
-    def _check_split(self) -> Self:
-        for length in self.lengths:
-            training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
-        return self
 
     def identity(self) -> dict[str, Any]:
         """As the others', without the keys that older records lack, where they are the paper's."""
@@ -113,28 +97,28 @@ def prepare(config: Config, folder: Path, run: Run) -> Prepared:
 
 
 class WordData(NamedTuple):
-    """Sequences of one length, split, and where a step has a second update those of length 2."""
+    """Sequences of one length, split, and where a step has a second batch those of length 2.
 
-    training: "Batch"
-    validation: "Batch"
-    pairs: "Batch | None"
+    Each with their running products, uint8 (b, L).
+    """
+
+    training: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    pairs: tuple[np.ndarray, np.ndarray] | None
     digests: dict[str, str]  # file name -> SHA-256
 
 
-def load_data(config: Config, length: int, folder: Path) -> WordData:
+def load_data(config: WordConfig, length: int, folder: Path) -> WordData:
     """The group's sequences of a length, split by the config's seed. Raises: DataError, OSError."""
-    from experiments.lcde_training import Batch
-
     symbols, source = group(config.group), {"seed": config.data_seed, "samples": config.samples}
     rows = load_word_problem(folder, symbols, length, **source)
     rng = np.random.default_rng([config.seed, length, SPLIT])
-    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
-    training, validation = (Batch(*part) for part in parts)
+    training, validation = split(rows.inputs, rows.targets, config.train_fraction, rng)
     if not config.short_batch_size:
         return WordData(training, validation, None, rows.digest)
     pairs = load_word_problem(folder, symbols, 2, **source)
     digests = rows.digest | pairs.digest
-    return WordData(training, validation, Batch(pairs.inputs, pairs.targets), digests)
+    return WordData(training, validation, (pairs.inputs, pairs.targets), digests)
 
 
 def training_of(
@@ -156,8 +140,8 @@ def training_of(
     return Training(
         model_of({**config.identity(), "length": length}, model_key),
         [
-            (batch, DataOrder(len(batch.tokens), size, (config.seed, length, tag)))
-            for batch, size, tag in sources
+            (Batch(*rows), DataOrder(len(rows[0]), size, (config.seed, length, tag)))
+            for rows, size, tag in sources
         ],
         optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
         config.dropout,

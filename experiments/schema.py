@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from data_dir.a5_dataset import training_rows
+from data_dir.finite_groups import GROUP_NAMES, group
 from harness.atomic_files import atomic_write
 from harness.errors import ConfigError
 from harness.paths import CONFIG_FOLDER, LOGS
@@ -28,6 +30,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Depth = PositiveInt
+Length = Annotated[int, Field(ge=2)]
 LONGEST_SHOWN = 100  # characters of a wrong value in a message
 
 
@@ -113,6 +116,26 @@ class SSMConfig(ExperimentConfig):
         if self.matmul_precision == "float32":
             del settings["matmul_precision"]
         return settings
+
+
+class WordConfig(ExperimentConfig):
+    """What the two experiments on the words of a group share: the words, and when training ends."""
+
+    group: Literal[GROUP_NAMES]
+    lengths: Annotated[list[Length], Field(min_length=1)]
+    samples: Annotated[int, Field(ge=10)]
+    data_seed: Annotated[int, Field(ge=0)]
+    train_fraction: Fraction
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    short_batch_size: Annotated[int, Field(ge=0)]
+    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        for length in self.lengths:
+            training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_dir.a5_dataset import load_word_problem, split, training_rows
-from data_dir.finite_groups import GROUP_NAMES, group
+from data_dir.finite_groups import group
 from experiments.devices import torch_device, torch_numbers
-from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
+from experiments.lcde_a5 import load_data
+from experiments.schema import Depth, Length, PositiveFloat, PositiveInt, SSMConfig, WordConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import A5CurveKey, configuration_label
 from harness.outcomes import failed
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
 EXTRA = "torch"
 A5Model = Literal["RNN", "Transformer", "S4", "Mamba"]
-Length = Annotated[int, Field(ge=2)]
 
 
-class Config(SSMConfig):
+class Config(SSMConfig, WordConfig):
     """The settings; their values stand in experiment_configs/ssm_a5.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {
@@ -49,29 +48,14 @@ class Config(SSMConfig):
         | {"batch_size", "search", "checkpoint_interval", "eval_batch_size"}
     )
 
-    group: Literal[GROUP_NAMES]
     models: Annotated[list[A5Model], Field(min_length=1)]
-    lengths: Annotated[list[Length], Field(min_length=1)]
     depths: Annotated[list[Depth], Field(min_length=1)]
     search: bool
-    samples: Annotated[int, Field(ge=10)]
-    data_seed: Annotated[int, Field(ge=0)]
-    train_fraction: Fraction
     num_heads: PositiveInt
     feed_forward_dim: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rates: dict[A5Model, Annotated[list[PositiveFloat], Field(min_length=1)]]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     other_batch_sizes: dict[A5Model, dict[Length, PositiveInt]]
-    short_batch_size: Annotated[int, Field(ge=0)]
     epochs: PositiveInt
-    stop_accuracy: Annotated[float, Field(gt=0, le=1)]
-
-    @model_validator(mode="after")
-    def _check_split(self) -> Self:
-        for length in self.lengths:
-            training_rows(self.train_fraction, min(self.samples, group(self.group).order ** length))
-        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -159,12 +143,19 @@ def prepare(
     from experiments import ssm_training as training
     from torch_layers import Dropout
 
-    settings, symbols = run.config, group(config.group)
+    settings = run.config
     seed = training.run_seed(settings)
-    sources, validation, digests = _data(config, settings, folder, where)
+    data = load_data(config, settings["length"], folder)
+
+    def on_device(rows: Sequence[np.ndarray]) -> tuple["torch.Tensor", ...]:
+        return tuple(torch.from_numpy(x).to(where, torch.int32) for x in rows)
+
+    sources = [(data.training, settings["batch_size"], training.ORDER)]
+    if data.pairs is not None:
+        sources.append((data.pairs, config.short_batch_size, training.SHORT_ORDER))
     generator = training.generator_of([*seed, training.DROPOUT], where)
     dropout = Dropout(config.dropout, generator)
-    model = model_of(config, settings, symbols.order, backend, dropout).to(where)
+    model = model_of(config, settings, backend, dropout).to(where)
     trainable = training.Training(
         training.maybe_compiled(model, config.compile),
         torch.optim.AdamW(
@@ -172,10 +163,13 @@ def prepare(
             lr=settings["learning_rate"],
             weight_decay=config.weight_decay,
         ),
-        [(*data, DataOrder(len(data[0]), size, [*seed, tag])) for data, size, tag in sources],
+        [
+            (*on_device(rows), DataOrder(len(rows[0]), size, [*seed, tag]))
+            for rows, size, tag in sources
+        ],
         training.mean_cross_entropy,
         lambda m, *rows: training.accuracy(m, *rows, config.eval_batch_size),
-        validation,
+        on_device(data.validation),
         dropout=(generator, [*seed, training.DROPOUT]),
     )
     schedule = Schedule(
@@ -184,34 +178,7 @@ def prepare(
         config.checkpoint_interval,
         config.stop_accuracy,
     )
-    return Prepared(trainable, schedule, "accuracy", digests)
-
-
-def _data(
-    config: Config, settings: Mapping[str, Any], folder: Path, where: "torch.device"
-) -> tuple[list, tuple, dict[str, str]]:
-    """Sources (rows, batch size, tag of their order), validation rows, the files' digests."""
-    import torch
-
-    from experiments.ssm_training import ORDER, SHORT_ORDER, SPLIT
-
-    symbols, length = group(config.group), settings["length"]
-    source = {"seed": config.data_seed, "samples": config.samples}
-
-    def on_device(rows: Sequence[np.ndarray]) -> tuple["torch.Tensor", ...]:
-        return tuple(torch.from_numpy(x).to(where, torch.int32) for x in rows)
-
-    rng = np.random.default_rng([config.seed, length, SPLIT])
-    rows = load_word_problem(folder, symbols, length, **source)
-    parts = split(rows.inputs, rows.targets, config.train_fraction, rng)
-    training, validation = map(on_device, parts)
-    sources, digests = [(training, settings["batch_size"], ORDER)], rows.digest
-    if config.short_batch_size:
-        pairs = load_word_problem(folder, symbols, 2, **source)
-        digests = digests | pairs.digest
-        on_it = on_device((pairs.inputs, pairs.targets))
-        sources.append((on_it, config.short_batch_size, SHORT_ORDER))
-    return sources, validation, digests
+    return Prepared(trainable, schedule, "accuracy", data.digests)
 
 
 def trained_model(
@@ -226,14 +193,12 @@ def trained_model(
 
     where = torch_device(device, "float32")
     dropout = Dropout(settings["dropout"], training.generator_of([1], where))
-    config, symbols = Config.model_construct(**settings), group(settings["group"])
-    model = model_of(config, settings, symbols.order, settings["scan_backend"], dropout)
+    config = Config.model_construct(**settings)
+    model = model_of(config, settings, settings["scan_backend"], dropout)
     return training.with_parameters(model, parameters).to(where)
 
 
-def model_of(
-    config: Config, settings: Mapping[str, Any], vocabulary: int, backend: str, dropout: "Dropout"
-) -> Any:
+def model_of(config: Config, settings: Mapping[str, Any], backend: str, dropout: "Dropout") -> Any:
     """The `SequenceModel` of a run, drawn from the run's own stream."""
     from experiments.ssm_training import PARAMETERS, generator_of, layer_maker, run_seed
     from torch_sequence_models import a5_model
@@ -242,7 +207,7 @@ def model_of(
     attention = (config.num_heads, config.feed_forward_dim, dropout)
     return a5_model(
         layer_maker(config, settings, backend, generator, attention),
-        vocabulary=vocabulary,
+        vocabulary=group(config.group).order,
         width=config.hidden_dim,
         depth=settings["depth"],
         positions=settings["length"] if settings["model"] == "Transformer" else None,

@@ -22,7 +22,7 @@ from torch_layers import Dropout, make_layer
 
 PACKAGES = ("torch", "mamba-ssm", "s5-pytorch", "numpy")
 # What a run draws, after its seed and what names it. Never 0: NumPy pads short seeds with zeros.
-SPLIT, ORDER, SHORT_ORDER, PARAMETERS, DROPOUT = 1, 2, 3, 4, 5
+ORDER, SHORT_ORDER, PARAMETERS, DROPOUT = 2, 3, 4, 5
 # The settings that tell a run's streams from those of others with its seed.
 RUN_NAME = {"model", "input_dim", "nonlinear", "depth", "run", "length"}
 

@@ -11,13 +11,13 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 import torch
 
 from experiments import ssm_a5, ssm_toy
+from experiments.lcde_a5 import SPLIT
 from experiments.schema import load_config
 from experiments.ssm_training import (
     DROPOUT,
     ORDER,
     PARAMETERS,
     SHORT_ORDER,
-    SPLIT,
     Training,
     accuracy,
     generator_of,
@@ -52,7 +52,7 @@ def small_toy_model(**changes):
 def small_a5_model(dropout=0.0, **changes):
     config = config_of(ssm_a5, **SMALL_A5)
     layer = Dropout(dropout, torch.Generator().manual_seed(0))
-    return ssm_a5.model_of(config, {**A5_RUN, **changes}, 60, "reference", layer)
+    return ssm_a5.model_of(config, {**A5_RUN, **changes}, "reference", layer)
 
 
 def words(count, length, seed=0):
@@ -158,7 +158,7 @@ def test_orders_parameters_and_dropout_draw_from_streams_of_their_own():
 def training(dropout=0.1, seed=0):
     generator = generator_of([seed, 1])
     config = config_of(ssm_a5, **SMALL_A5)
-    model = ssm_a5.model_of(config, A5_RUN, 60, "reference", Dropout(dropout, generator))
+    model = ssm_a5.model_of(config, A5_RUN, "reference", Dropout(dropout, generator))
     sources = [
         (*words(20, 4), DataOrder(20, 4, [seed, 2])),
         (*words(6, 2), DataOrder(6, 3, [seed, 3])),

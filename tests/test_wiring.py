@@ -227,7 +227,7 @@ def rows_of(trainable):
 def test_words_train_on_training_rows_and_all_pairs_and_are_scored_on_validation_rows(
     experiment, parts, monkeypatch
 ):
-    monkeypatch.setattr(experiment, "split", marked_split(experiment.split))
+    monkeypatch.setattr(lcde_a5, "split", marked_split(lcde_a5.split))
     trainable, _ = parts(experiment)
     (tokens, targets, order), (pairs, products, short_order) = rows_of(trainable)
     assert tokens.shape == (400, 4) and np.all(targets == 1) and order.num_rows == 400

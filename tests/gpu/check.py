@@ -158,7 +158,7 @@ def training_of(check: Check, experiment: str, run: dict[str, Any], backend: str
         ]
         draws = training.generator_of([0], check.device)
         dropped = Dropout(config.dropout, draws)
-        model = ssm_a5.model_of(config, {"seed": 0, **run}, 60, backend, dropped).to(check.device)
+        model = ssm_a5.model_of(config, {"seed": 0, **run}, backend, dropped).to(check.device)
         adam = torch.optim.AdamW(training.parameter_groups(model), lr=1e-4, weight_decay=0.01)
         loss, dropout = training.mean_cross_entropy, (draws, [0])
     there = [
