@@ -6,7 +6,6 @@ that row numbers reach it through buffers that stay where they are.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,20 +19,6 @@ AHEAD = 256
 WARM_UP = 3
 
 
-@runtime_checkable
-class Graph(Protocol):
-    """What captures a step; the tests have one that needs no GPU."""
-
-    def warm_up(self, work: Callable[[], Tensor]) -> None:
-        """Do the work as it will be captured."""
-
-    def capture(self, work: Callable[[], Tensor]) -> Tensor:
-        """Take the work down without doing it; returns what every replay overwrites."""
-
-    def replay(self) -> None:
-        """Do it."""
-
-
 class CudaGraph:
     """A CUDA graph, warmed up and captured on a stream of its own, as PyTorch asks for."""
 
@@ -44,19 +29,19 @@ class CudaGraph:
             self.graph.register_generator_state(generator)
 
     def warm_up(self, work: Callable[[], Tensor]) -> None:
-        """As `Graph` says."""
+        """Do the work as it will be captured."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             work()
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, work: Callable[[], Tensor]) -> Tensor:
-        """As `Graph` says."""
+        """Take the work down without doing it; returns what every replay overwrites."""
         with torch.cuda.graph(self.graph, stream=self.stream):
             return work()
 
     def replay(self) -> None:
-        """As `Graph` says."""
+        """Do it."""
         self.graph.replay()
 
 
@@ -73,7 +58,7 @@ class CapturedStep:
         orders: Sequence[DataOrder],
         changed: Sequence[Tensor],
         reseed: Callable[[int], None],
-        graph: Graph,
+        graph: CudaGraph,
     ):
         """step: one update from the rows of each order, returns its loss, a number on the device.
 

@@ -157,7 +157,7 @@ def prepare(
     dropout = Dropout(config.dropout, generator)
     model = model_of(config, settings, backend, dropout).to(where)
     trainable = training.Training(
-        training.maybe_compiled(model, config.compile),
+        torch.compile(model) if config.compile else model,
         torch.optim.AdamW(
             training.parameter_groups(model),
             lr=settings["learning_rate"],

@@ -6,6 +6,7 @@ on the squared error; the metric is the RMSE on the validation paths.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -60,49 +61,24 @@ class Config(SSMConfig):
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
-    """One run for each path dimension, model, configuration of blocks and run number."""
-    folder = results_dir / TOY_RESULTS
-    return [
-        _run(config, folder, model, depth, nonlinear, input_dim, number)
-        for input_dim in config.input_dims
-        for model in config.models
-        for depth, nonlinear in _configurations(config)
-        for number in range(config.runs)
-    ]
+    """One run for each path dimension, model, configuration of blocks and run number.
 
-
-def _configurations(config: Config) -> list[tuple[int, bool]]:
-    """Depth and nonlinearity; the paper has no nonlinear model of depth 1.
-
-    That one is run where nothing else is asked for.
+    The paper has no nonlinear model of depth 1: that one is run where nothing else is asked for.
     """
-    pairs = [(depth, nonlinear) for depth in config.depths for nonlinear in config.nonlinear]
-    return [pair for pair in pairs if pair != (1, True)] or pairs
-
-
-def _run(
-    config: Config,
-    folder: Path,
-    model: str,
-    depth: int,
-    nonlinear: bool,
-    input_dim: int,
-    number: int,
-) -> Run:
+    blocks = [(depth, nonlinear) for depth in config.depths for nonlinear in config.nonlinear]
+    blocks = [pair for pair in blocks if pair != (1, True)] or blocks
     rate, width = config.learning_rate, config.hidden_dim
-    key = ToyCurveKey(model, depth, nonlinear, input_dim, rate, width, number)
-    settings = {
-        "model": model,
-        "depth": depth,
-        "nonlinear": nonlinear,
-        "input_dim": input_dim,
-        "run": number,
-    }
-    return Run(
-        label=f"{input_dim}D {configuration_label(model, depth, nonlinear)}, run {number}",
-        files=key.paths(folder),
-        config={**config.identity(), **settings},
-    )
+    runs = []
+    for input_dim, model, (depth, nonlinear), number in product(
+        config.input_dims, config.models, blocks, range(config.runs)
+    ):
+        key = ToyCurveKey(model, depth, nonlinear, input_dim, rate, width, number)
+        settings = {"model": model, "depth": depth, "nonlinear": nonlinear}
+        settings |= {"input_dim": input_dim, "run": number}
+        label = f"{input_dim}D {configuration_label(model, depth, nonlinear)}, run {number}"
+        files = key.paths(results_dir / TOY_RESULTS)
+        runs.append(Run(label, files, {**config.identity(), **settings}))
+    return runs
 
 
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str, do: Do = do_run) -> None:
@@ -139,7 +115,7 @@ def prepare(
     validation = paths[data.num_train :], labels[data.num_train :]
     model = model_of(config, settings, backend).to(where)
     trainable = training.Training(
-        training.maybe_compiled(model, config.compile),
+        torch.compile(model) if config.compile else model,
         torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate),
         [(paths, labels, order)],
         training.squared_error,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.cuda_step import CapturedStep, CudaGraph, Graph
+from experiments.cuda_step import CapturedStep, CudaGraph
 from experiments.devices import device_in_words, torch_device
 from experiments.schema import SSMConfig
 from experiments.training_loop import DataOrder, Do, Prepared, do_runs
@@ -126,7 +126,7 @@ class Training:
         if sources[0][0].is_cuda:
             self.capture(CudaGraph(dropout[0] if dropout else None))
 
-    def capture(self, graph: Graph) -> None:
+    def capture(self, graph: CudaGraph) -> None:
         """From here on, steps are replays of a graph."""
         orders, changed = [order for *_, order in self.sources], list(self._tensors().values())
         self.captured = CapturedStep(self.step, orders, changed, self.reseed, graph)
@@ -218,17 +218,13 @@ def do_all(
     """Do the runs, as `training_loop.do_runs`; prepare: for a device and a scan's backend."""
     where = torch_device(device, config.matmul_precision)
     backend = announced_backend(config.scan_backend, where)
-    origin = origin_of_runs(where, backend)
-    do_runs(runs, lambda run: prepare(run, where, backend), origin, do)
-
-
-def origin_of_runs(device: torch.device, backend: str) -> dict[str, Any]:
-    """How runs are being made, for their records; the number of threads decides the last bits."""
-    return {
-        **provenance(PACKAGES, device_in_words(device)),
+    # The number of threads decides the last bits.
+    origin = {
+        **provenance(PACKAGES, device_in_words(where)),
         "threads": torch.get_num_threads(),
         "scan_backend": backend,
     }
+    do_runs(runs, lambda run: prepare(run, where, backend), origin, do)
 
 
 def announced_backend(name: str, device: torch.device) -> str:
@@ -241,8 +237,3 @@ def announced_backend(name: str, device: torch.device) -> str:
         raise ConfigError(f"scan_backend: {error}") from None
     print(f"selective scan: {backend}", flush=True)
     return backend
-
-
-def maybe_compiled(model: nn.Module, wanted: bool) -> nn.Module:
-    """The model, through torch.compile if that is wanted."""
-    return torch.compile(model) if wanted else model

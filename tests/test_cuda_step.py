@@ -26,7 +26,7 @@ RUN = {"seed": 1, "model": "Mamba", "depth": 1, "length": 4}
 SETTINGS = {"hidden_dim": 8, "state_dim": 3, "num_heads": 2, "feed_forward_dim": 16}
 
 
-class Recorded:
+class Recorded(cuda_step.CudaGraph):
     """As a CUDA graph: captures without doing, replays into the same memory, warms up for real."""
 
     def __init__(self):
