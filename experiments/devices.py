@@ -38,19 +38,20 @@ HARMLESS_XLA = ("--xla_dump", "--xla_gpu_cuda_data_dir", "--xla_force_host_platf
 
 def forget_exported() -> None:
     """Take out of the environment what would change numbers, with a warning for each variable."""
-    for name, value in sorted(os.environ.items()):
-        if name in ROUNDING or (name.startswith("JAX_") and not name.startswith(HARMLESS_JAX)):
-            _forget(name, value)
+    harmful = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in ROUNDING or (name.startswith("JAX_") and not name.startswith(HARMLESS_JAX))
+    }
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = [flag for flag in flags if flag.startswith(HARMLESS_XLA)]
     if kept != flags:
-        _forget("XLA_FLAGS", " ".join(flag for flag in flags if flag not in kept))
+        harmful["XLA_FLAGS"] = " ".join(flag for flag in flags if flag not in kept)
+    for name, value in harmful.items():
+        print(f"warning: {name}={value} is ignored: it may change the results", file=sys.stderr)
+        del os.environ[name]
+    if kept:
         os.environ["XLA_FLAGS"] = " ".join(kept)
-
-
-def _forget(name: str, value: str) -> None:
-    print(f"warning: {name}={value} is ignored: it may change the results", file=sys.stderr)
-    os.environ.pop(name)
 
 
 def jax_device(name: str) -> str:
@@ -151,10 +152,3 @@ def torch_device(name: str, matmul_precision: Literal["float32", "tf32"]) -> tor
             "matmul_precision: a CPU has no 'tf32', an NVIDIA GPU has; on a CPU use float32"
         )
     return torch.device(name)
-
-
-def device_in_words(device: torch.device) -> str:
-    """For the record: the GPU's name, or "cpu"."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

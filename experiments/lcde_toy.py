@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
@@ -220,23 +220,27 @@ def features_of(
         else:
             threads = available_cores()
             features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
-    rows = checked_rows(paths)
-    check_features(features[rows], np.asarray(solve_paths(model, ts, paths[rows], solve)))
+    check_features(model, paths, features, solve)
     return features
 
 
-def checked_rows(paths: Float[np.ndarray, "N n d"]) -> Integer[np.ndarray, " rows"]:
-    """A few paths that are solved by themselves too: the largest one, and some of all."""
-    largest = int(np.argmax(np.max(np.abs(paths), axis=(1, 2))))
-    return np.unique([largest, *np.linspace(0, len(paths) - 1, NUM_CHECKED - 1, dtype=int)])
-
-
 def check_features(
-    shared: Float[np.ndarray, "rows H"], path_by_path: Float[np.ndarray, "rows H"]
+    model: LinearCDE,
+    paths: Float[np.ndarray, "N n d"],
+    features: Float[np.ndarray, "N H"],
+    solve: Solver,
 ) -> None:
-    """Raises: FloatingPointError, where composed flows are not the solution of a path."""
+    """Solve a few paths by themselves too: the largest one, and some of all.
+
+    Raises: FloatingPointError, where composed flows are not the solution of a path.
+    """
+    from linear_cde import solve_paths
+
+    largest = int(np.argmax(np.max(np.abs(paths), axis=(1, 2))))
+    rows = np.unique([largest, *np.linspace(0, len(paths) - 1, NUM_CHECKED - 1, dtype=int)])
+    path_by_path = np.asarray(solve_paths(model, sample_times(paths), paths[rows], solve))
     sizes = np.linalg.norm(path_by_path, axis=1)
-    if not np.all(np.linalg.norm(shared - path_by_path, axis=1) <= CHECK_TOLERANCE * sizes):
+    if not np.all(np.linalg.norm(features[rows] - path_by_path, axis=1) <= CHECK_TOLERANCE * sizes):
         raise FloatingPointError(
             "the features composed of shared flows are not those of the paths solved one by one: "
             "use share_flows: false, and please report these data"

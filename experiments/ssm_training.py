@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cuda_step import CapturedStep, CudaGraph
-from experiments.devices import device_in_words, torch_device
+from experiments.devices import torch_device
 from experiments.schema import SSMConfig
 from experiments.training_loop import DataOrder, Do, Prepared, do_runs
 from harness.errors import CompilationError, ConfigError, UnavailableError
@@ -219,8 +219,9 @@ def do_all(
     where = torch_device(device, config.matmul_precision)
     backend = announced_backend(config.scan_backend, where)
     # The number of threads decides the last bits.
+    gpu = torch.cuda.get_device_name(where) if where.type == "cuda" else None
     origin = {
-        **provenance(PACKAGES, device_in_words(where)),
+        **provenance(PACKAGES, gpu or "cpu"),
         "threads": torch.get_num_threads(),
         "scan_backend": backend,
     }

@@ -19,12 +19,11 @@ MATRICES, WALKS = 17, 19  # after the seed: what tells these random numbers from
 LARGEST_ENTRY = 9
 
 
-def do_algebra(run: Run, data_dir: Path) -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
+def do_algebra(run: Run) -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
     """The standard polynomial's largest entry, by size, for each draw and m = 1 … 2k + 1.
 
     Whole numbers, as float64 (draws, 2k + 1); random integer matrices, so no rounding.
     """
-    del data_dir
     size, draws = run.config["block_size"], run.config["draws"]
     rng = np.random.default_rng([run.config["seed"], MATRICES, size])
     largest = np.zeros((draws, 2 * size + 1))

@@ -4,7 +4,6 @@ y_i = y_{i-1} + (ρ(x_i)ᵀ − I) y_{i-1} holds ρ(x_1 … x_i)ᵀ at any lengt
 H = Σ k² hidden width, V elements, L tokens of a sequence.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,12 @@ from harness.records import Run
 WORDS = 13  # after the seed: what tells these random numbers from others
 
 
-def do_exact(run: Run, data_dir: Path) -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
+def do_exact(run: Run) -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
     """Each sequence's accuracy and smallest margin over all its positions, (sequences, 2).
 
     The margin is the right element's logit less the largest other one. The record also says what
     it is for exact matrices.
     """
-    del data_dir
     config = run.config
     symbols, blocks = group(config["group"]), representation(config["group"])
     rng = np.random.default_rng([config["seed"], WORDS, symbols.order])

@@ -262,9 +262,9 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     measure = {
         "fields": partial(do_fields, load=load, solve=solve),
         "floor": do_floor,
-        "algebra": do_algebra,
+        "algebra": lambda run, data_dir: do_algebra(run),
         "kernel": do_kernel,
-        "exact": do_exact,
+        "exact": lambda run, data_dir: do_exact(run),
     }
     origin = origin_of_jax_runs(PACKAGES, device)
     outcomes = {}
