@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar, get_origin
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_dir.a5_dataset import training_rows
 from data_dir.finite_groups import GROUP_NAMES, group
@@ -150,69 +144,61 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not used in configs", event.start_mark
-            )
+        if getattr(event, "anchor", None):
+            raise _refusal("anchors and aliases are not used in configs", event)
         if getattr(event, "tag", None):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"tags such as {event.tag} are not used in configs", event.start_mark
-            )
+            raise _refusal(f"tags such as {event.tag} are not used in configs", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key is not a plain word", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal("a key is not a plain word", key)
+            if key.value in seen:
+                raise _refusal(f"the key {key.value!r} stands here twice", key)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def refuse_ambiguous(self, node: yaml.ScalarNode) -> NoReturn:
         """A number that YAML 1.1 and people read differently."""
-        raise yaml.constructor.ConstructorError(
-            None,
-            None,
+        words = (
             f"{node.value} may be read as another number: write it in decimal digits alone (60, "
-            f"not 060, 0x3c, 6_0 or 1:00), or '{node.value}' in quotes for text",
-            node.start_mark,
+            f"not 060, 0x3c, 6_0 or 1:00), or '{node.value}' in quotes for text"
         )
+        raise _refusal(words, node)
 
 
-_DIGITS = list("-+.0123456789")
+def _refusal(words: str, place: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=words, problem_mark=place.start_mark)
+
+
 # In this order: the first that fits decides.
-for _tag, _pattern, _first in (
-    ("!ambiguous", r"[-+]?(0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(_[0-9]+)+)", _DIGITS),
-    ("!ambiguous", r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", _DIGITS),
-    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", _DIGITS),
+for _tag, _pattern in (
+    ("!ambiguous", r"[-+]?(0[0-9_]+|0[xob][0-9a-fA-F_]+|[0-9]+(_[0-9]+)+)"),
+    ("!ambiguous", r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+"),
     (
         "tag:yaml.org,2002:float",
         r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
-        _DIGITS,
     ),
-    ("tag:yaml.org,2002:float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", _DIGITS),
-    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|"),
 ):
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), None)
 _Loader.add_constructor("!ambiguous", _Loader.refuse_ambiguous)
 
 
-def _load_yaml(text: str) -> Any:
-    """Read YAML. Raises: ConfigError, in one line without the name of what was read."""
+def _load_yaml(text: str, words: str) -> Any:
+    """Read YAML; `words` are what to name. Raises: ConfigError, in one line."""
     try:
         return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
     except RecursionError:
-        raise ConfigError("nested too deeply") from None
+        reason = "nested too deeply"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+    raise ConfigError(f"{words}: {reason}")
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -261,10 +247,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 
 def parse_value(text: str, words: str) -> Any:
     """Read a command line's value as YAML; `words` are what to name. Raises: ConfigError."""
-    try:
-        return _load_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"{words}: the value is not YAML: {error}") from None
+    return _load_yaml(text, f"{words}: the value is not YAML")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -275,14 +258,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file; experiment_configs has {known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = _load_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    values = _load_yaml(text, f"{path}: not valid YAML")
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: expected a mapping of keys to values, found {type(values).__name__}"
-        )
+        found = type(values).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {found}")
     return values
 
 
