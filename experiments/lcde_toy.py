@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
+from data_dir.datasets import ToyDataset
 from experiments.devices import jax_numbers, origin_of_jax_runs
-from experiments.schema import Fraction, LinearCDEConfig, PositiveFloat, PositiveInt
+from experiments.schema import LinearCDEConfig, PositiveFloat, PositiveInt, ToyConfig
 from harness.file_names import ToyScoreKey
 from harness.machine import available_cores
 from harness.paths import TOY_RESULTS
@@ -40,17 +40,12 @@ CHECK_TOLERANCE = 1e-2
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "numpy", "scikit-learn", "scipy", "signax")
 
 
-class Config(LinearCDEConfig):
+class Config(LinearCDEConfig, ToyConfig):
     """The settings; their values stand in experiment_configs/lcde_toy.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {"-s": "seed", "-i": "input_dims"}
     not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir", "runs", "input_dims"})
 
-    runs: PositiveInt
-    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
-    num_paths: Annotated[int, Field(ge=10)]
-    train_fraction: Fraction
-    paper_data: bool
     solver: Literal["tsit5", "scan"]
     rtol: PositiveFloat
     atol: PositiveFloat
@@ -61,8 +56,7 @@ class Config(LinearCDEConfig):
     flow_batch_size: PositiveInt
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        training_paths(self.train_fraction, self.num_paths)
+    def _check_precision(self) -> Self:
         if self.matmul_precision == "tf32" and self.share_flows:
             raise ValueError(
                 "matmul_precision: tf32 rounds inside every stage of every path's solve, so it "
@@ -113,13 +107,7 @@ def load(
     config: Config, data_dir: Path, input_dim: int
 ) -> tuple[ToyDataset, SharedIncrements | None, str]:
     """The data of one dimension, and `choose_sharing` of them. Raises: DataError, OSError."""
-    dataset = load_toy_dataset(
-        data_dir,
-        input_dim,
-        num_paths=config.num_paths,
-        train_fraction=config.train_fraction,
-        paper_data=config.paper_data,
-    )
+    dataset = config.data(data_dir, input_dim)
     return dataset, *choose_sharing(config, dataset.paths)
 
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_dir.a5_dataset import training_rows
+from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
 from data_dir.finite_groups import GROUP_NAMES, group
 from harness.atomic_files import atomic_write
 from harness.errors import ConfigError
@@ -57,6 +58,26 @@ class ExperimentConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The settings that define a run's result: all but `not_identity`, as JSON types."""
         return self.model_dump(mode="json", exclude=set(self.not_identity))
+
+
+class ToyConfig(ExperimentConfig):
+    """What the two experiments on the toy task share: the runs and their data."""
+
+    runs: PositiveInt
+    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
+    num_paths: Annotated[int, Field(ge=10)]
+    train_fraction: Fraction
+    paper_data: bool
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        training_paths(self.train_fraction, self.num_paths)
+        return self
+
+    def data(self, data_dir: Path, input_dim: int) -> ToyDataset:
+        """The paths of one dimension. Raises: DataError, OSError."""
+        settings = self.model_dump(include={"num_paths", "train_fraction", "paper_data"})
+        return load_toy_dataset(data_dir, input_dim, **settings)
 
 
 class LinearCDEConfig(ExperimentConfig):

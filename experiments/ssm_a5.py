@@ -9,6 +9,7 @@ length.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -79,34 +80,20 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     With `search`, a run is not needed once fewer blocks have solved its length, or its number of
     blocks has failed at a shorter one.
     """
-    folder = results_dir / A5_RESULTS
-    runs = [
-        _run(config, folder, model, length, depth)
-        for model in config.models
-        for length in sorted(config.lengths)
-        for depth in sorted(config.depths)
-    ]
+    runs = []
+    lengths, depths = sorted(config.lengths), sorted(config.depths)
+    for model, length, depth in product(config.models, lengths, depths):
+        rate = config.learning_rates[model][depth - 1]
+        batch_size = config.other_batch_sizes.get(model, {}).get(length, config.batch_size)
+        settings = {"model": model, "length": length, "depth": depth}
+        settings |= {"learning_rate": rate, "batch_size": batch_size}
+        label = f"{config.group} length {length}, {configuration_label(model, depth, False)}"
+        key = A5CurveKey(model, length, depth, rate, config.hidden_dim, config.seed)
+        files = key.paths(results_dir / A5_RESULTS)
+        runs.append(Run(label, files, {**config.identity(), **settings}))
     if not config.search:
         return runs
     return [replace(run, not_needed=partial(_why_not_needed, run, runs)) for run in runs]
-
-
-def _run(config: Config, folder: Path, model: str, length: int, depth: int) -> Run:
-    learning_rate = config.learning_rates[model][depth - 1]
-    batch_size = config.other_batch_sizes.get(model, {}).get(length, config.batch_size)
-    key = A5CurveKey(model, length, depth, learning_rate, config.hidden_dim, config.seed)
-    return Run(
-        label=f"{config.group} length {length}, {configuration_label(model, depth, False)}",
-        files=key.paths(folder),
-        config={
-            **config.identity(),
-            "model": model,
-            "length": length,
-            "depth": depth,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-        },
-    )
 
 
 def _why_not_needed(run: Run, runs: Sequence[Run]) -> str:

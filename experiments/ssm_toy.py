@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from data_dir.datasets import load_toy_dataset, training_paths
 from experiments.devices import torch_device, torch_numbers
-from experiments.schema import Depth, Fraction, PositiveFloat, PositiveInt, SSMConfig
+from experiments.schema import Depth, PositiveFloat, PositiveInt, SSMConfig, ToyConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import ToyCurveKey, configuration_label
 from harness.paths import TOY_RESULTS
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 EXTRA = "torch"
 
 
-class Config(SSMConfig):
+class Config(SSMConfig, ToyConfig):
     """The settings; their values stand in experiment_configs/ssm_toy.yaml."""
 
     flags: ClassVar[Mapping[str, str]] = {
@@ -42,22 +41,12 @@ class Config(SSMConfig):
         | {"checkpoint_interval", "eval_batch_size"}
     )
 
-    runs: PositiveInt
     models: Annotated[list[Literal["Mamba", "S4", "S5"]], Field(min_length=1)]
-    input_dims: Annotated[list[Literal[2, 3]], Field(min_length=1)]
     depths: Annotated[list[Depth], Field(min_length=1)]
     nonlinear: Annotated[list[bool], Field(min_length=1)]
-    num_paths: Annotated[int, Field(ge=10)]
-    train_fraction: Fraction
-    paper_data: bool
     block_order: Literal["activate_then_mix", "mix_then_activate"]
     learning_rate: PositiveFloat
     max_steps: PositiveInt
-
-    @model_validator(mode="after")
-    def _check_split(self) -> Self:
-        training_paths(self.train_fraction, self.num_paths)
-        return self
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:
@@ -102,13 +91,7 @@ def prepare(
     from experiments import ssm_training as training
 
     settings = run.config
-    data = load_toy_dataset(
-        data_dir,
-        settings["input_dim"],
-        num_paths=config.num_paths,
-        train_fraction=config.train_fraction,
-        paper_data=config.paper_data,
-    )
+    data = config.data(data_dir, settings["input_dim"])
     paths, labels = (torch.from_numpy(x).to(where) for x in (data.paths, data.labels))
     seed = training.run_seed(settings)
     order = DataOrder(data.num_train, config.batch_size, [*seed, training.ORDER])

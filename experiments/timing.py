@@ -100,24 +100,23 @@ def hours_of_training(
 
     def timed(run: Run, prepared: Prepared, origin: Mapping[str, Any]) -> str:
         cost = measure(prepared.trainable, prepared.schedule, config.eval_batch_size)
-        group, last = group_of[run.record], cost.schedule.max_steps
-        to_the_end.extend(cost.seconds(last, first_step(run)) for run in group)
-        line = f"{what(group)}: {cost.in_words()}, "
-        line += f"{hours(to_the_end[-len(group) :])} to step {last:,}"
+        group, last = group_of[run.record], prepared.schedule.max_steps
+        whole = [cost.seconds(last, first_step(run)) for run in group]
+        to_the_end.extend(whole)
+        line = f"{what(group)}: {cost.in_words()}, {hours(whole)} to step {last:,}"
         if stop := published_stop(run.config):
-            to_the_stop.extend([cost.seconds(stop)] * len(group))
-            line += (
-                f", {hours(to_the_stop[-len(group) :])} to {stop:,}, where the paper's was solved"
-            )
+            solved = [cost.seconds(stop)] * len(group)
+            to_the_stop.extend(solved)
+            line += f", {hours(solved)} to {stop:,}, where the paper's was solved"
         print(line, flush=True)
         return ""
 
     experiment.run(config, [group[0] for group in groups], data_dir, device, timed)
     total = f"{len(to_the_end)} missing runs: {hours(to_the_end)}"
-    if not to_the_stop:
-        return total
-    solved = f"{len(to_the_stop)} of them to where the paper's were solved"
-    return f"{total}; {solved}: {hours(to_the_stop)}"
+    if to_the_stop:
+        total += f"; {len(to_the_stop)} of them to where the paper's were solved: "
+        total += hours(to_the_stop)
+    return total
 
 
 def measure(trainable: Trainable, schedule: Schedule, batch: int) -> Cost:

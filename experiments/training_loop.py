@@ -77,13 +77,6 @@ class History:
         values = {metric: self.metric[-1], "train_loss": self.train_loss[-1]}
         return {name: value for name, value in values.items() if value is not None}
 
-    def in_words(self, metric: str) -> list[str]:
-        """The last evaluation, its step and the time; nothing without any."""
-        if not self.steps:
-            return []
-        last = f"{metric} {self.metric[-1]:.4f}"
-        return [last, f"step {self.steps[-1]:,}", f"{self.seconds[-1]:,.0f} s"]
-
     def named(self, metric: str) -> dict[str, list]:
         """The history for a record, the metric under its own name."""
         return {metric if key == "metric" else key: value for key, value in asdict(self).items()}
@@ -266,7 +259,10 @@ def do_run(run: Run, prepared: Prepared, origin: Mapping[str, Any]) -> str:
             context.show(history.steps[-1], history.latest(metric))
         save(history, outcome, tested)
         checkpoints.keep(1)
-    words = [f"{run.label}: {outcome}", *history.in_words(metric), *tested.words]
+    words = [f"{run.label}: {outcome}", *tested.words]
+    if history.steps:
+        last = f"{metric} {history.metric[-1]:.4f}, step {history.steps[-1]:,}"
+        words[1:1] = [last, f"{history.seconds[-1]:,.0f} s"]
     print(", ".join(words), flush=True)
     return outcome
 

@@ -4,7 +4,7 @@ A file has the name of its run's record. Its metadata have one entry, `run`: JSO
 model is the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,8 @@ from harness.atomic_files import atomic_write
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.errors import ConfigError, ResultFileError, ResultsError
 from harness.outcomes import diverged
-from harness.records import Record, Run, Status, check_writable, read_record, run_state
+from harness.records import Run, Status, check_writable, read_record, run_state
 
-Arrays = Mapping[str, np.ndarray]
 # How checkpoints name what is no parameter, and the part of a state that is the model.
 MOMENTS = ("adam.", "moments.")
 MODEL, COMPILED = "model.", "_orig_mod."
@@ -77,20 +76,8 @@ def _save(experiment: str, run: Run, path: Path) -> str:
     record = read_record(run.record)
     if diverged(record.outcome):
         return f"no parameters saved, it {record.outcome}"
-    made = _made(experiment, record)
-    content = save(_last_parameters(run, made), {"run": made.model_dump_json()})
-    if not path.exists():
-        with atomic_write(path) as file:
-            file.write(content)
-        return f"parameters saved in {path}"
-    if path.read_bytes() != content:
-        raise ResultsError(f"{path} holds something else and was not touched; move it away")
-    return f"its parameters are in {path} already"
-
-
-def _made(experiment: str, record: Record) -> Made:
     origin = record.provenance
-    return Made(
+    made = Made(
         experiment=experiment,
         config=record.config,
         outcome=record.outcome,
@@ -99,6 +86,14 @@ def _made(experiment: str, record: Record) -> Made:
         commit=origin.commit,
         dirty=origin.dirty,
     )
+    content = save(_last_parameters(run, made), {"run": made.model_dump_json()})
+    if not path.exists():
+        with atomic_write(path) as file:
+            file.write(content)
+        return f"parameters saved in {path}"
+    if path.read_bytes() != content:
+        raise ResultsError(f"{path} holds something else and was not touched; move it away")
+    return f"its parameters are in {path} already"
 
 
 def _last_parameters(run: Run, made: Made) -> dict[str, np.ndarray]:
