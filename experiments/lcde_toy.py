@@ -91,7 +91,8 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     for run in runs:
         input_dim = run.config["input_dim"]
         if loaded != input_dim:
-            dataset, shared, how = load(config, data_dir, input_dim)
+            dataset = config.data(data_dir, input_dim)
+            shared, how = choose_sharing(config, dataset.paths)
             print(f"{input_dim}D: {len(dataset.paths):,} paths, {config.solver}, {how}", flush=True)
             loaded = input_dim
         mse, seconds = do_run(config, run, dataset, shared, solve)
@@ -101,14 +102,6 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
         print(f"{run.label}: MSE {mse:.6e} in {seconds['wall_time_s']:.1f} s", flush=True)
         errors.setdefault(input_dim, []).append(mse)
     print_spread(errors)
-
-
-def load(
-    config: Config, data_dir: Path, input_dim: int
-) -> tuple[ToyDataset, SharedIncrements | None, str]:
-    """The data of one dimension, and `choose_sharing` of them. Raises: DataError, OSError."""
-    dataset = config.data(data_dir, input_dim)
-    return dataset, *choose_sharing(config, dataset.paths)
 
 
 def do_run(
@@ -124,8 +117,7 @@ def do_run(
     started = time.monotonic()
     key = model_key(config.seed, run.config["run"])
     model = LinearCDE(config.hidden_dim, run.config["input_dim"], key=key, block_size=config.blocks)
-    with naming_a_failed_solve(run.label, dataset.paths):
-        features = features_of(model, dataset.paths, shared, config, solve, run.label)
+    features = features_of(model, dataset.paths, shared, config, solve, run.label)
     features_s = time.monotonic() - started
     mse = train_linear(features, dataset.labels, dataset.num_train)
     wall_time_s = time.monotonic() - started
@@ -192,7 +184,11 @@ def features_of(
     from linear_cde import solve_paths
 
     ts = sample_times(paths)
-    with progress_bar(description, len(paths) * (len(ts) - 1), "interval") as bar:
+    intervals = len(paths) * (len(ts) - 1)
+    with (
+        naming_a_failed_solve(description, paths),
+        progress_bar(description, intervals, "interval") as bar,
+    ):
         if shared is None:
             parts = []
             for i in range(0, len(paths), config.batch_size):
@@ -208,7 +204,7 @@ def features_of(
         else:
             threads = available_cores()
             features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
-    check_features(model, paths, features, solve)
+        check_features(model, paths, features, solve)
     return features
 
 

@@ -82,15 +82,12 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """
     parameters = list(model.parameters())
     capturable = all(p.is_cuda for p in parameters)
-    groups = [
-        {
-            "params": [p for p in parameters if p.is_complex() != fused],
-            "fused": fused,
-            "capturable": capturable,
-        }
-        for fused in (True, False)
-    ]
-    return [group for group in groups if group["params"]]
+    groups = []
+    for fused in (True, False):
+        chosen = [p for p in parameters if p.is_complex() != fused]
+        if chosen:
+            groups.append({"params": chosen, "fused": fused, "capturable": capturable})
+    return groups
 
 
 class Training:

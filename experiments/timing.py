@@ -164,7 +164,8 @@ def hours_of_scores(
     jax_device(device)
     solve, times = experiment.solver_of(config), []
     for group in groups:
-        dataset, shared, how = experiment.load(config, data_dir, group[0].config["input_dim"])
+        dataset = config.data(data_dir, group[0].config["input_dim"])
+        shared, how = experiment.choose_sharing(config, dataset.paths)
         rows = len(dataset.paths)
         if shared is None:  # path by path: all batches cost the same
             part = min(rows, config.batch_size)

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_dir.datasets import ToyDataset, load_toy_dataset, training_paths
-from experiments.lcde_toy import (
-    features_of,
-    model_key,
-    naming_a_failed_solve,
-    sample_times,
-)
+from experiments.lcde_toy import features_of, model_key, sample_times
 from experiments.theory.antisymmetry import antisymmetric_terms, lattice_walks
 from harness.records import Run
 
@@ -52,8 +47,7 @@ def do_fields(
     key = model_key(config["seed"], config["run"])
     model = LinearCDE(config["hidden_dim"], config["input_dim"], key=key, block_size=block_size)
     sizes = SimpleNamespace(batch_size=PATH_BY_PATH, flow_batch_size=config["flow_batch_size"])
-    with naming_a_failed_solve(run.label, data.paths):
-        features = features_of(model, data.paths, shared, sizes, solve, run.label)
+    features = features_of(model, data.paths, shared, sizes, solve, run.label)
     mse = train_linear(features, data.labels, data.num_train)
     zero = float(np.sqrt(np.mean(data.labels[data.num_train :].astype(np.float64) ** 2)))
     rmse = float(np.sqrt(mse))

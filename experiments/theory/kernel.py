@@ -4,7 +4,6 @@ Section 4 of the paper: the state is a linear map of the signature. Letters: N s
 path dimension, n points of a path, P paths.
 """
 
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,10 @@ def do_kernel(run: Run, data_dir: Path) -> tuple[list[np.ndarray], dict[str, Any
     Raises: DataError; FloatingPointError, when the kernel's two sources disagree.
     """
     config = run.config
-    paths, digests = kernel_paths(config, data_dir)
+    # One path more than is used: the reader keeps one at least for validation.
+    settings = {"num_paths": config["paths"] + 1, "train_fraction": 0.5}
+    data = load_toy_dataset(data_dir, INPUT_DIM, paper_data=config["paper_data"], **settings)
+    paths = config["scale"] * data.paths[: config["paths"]].astype(np.float64)
     kernel, disagreement = signature_kernel(paths, config["level"], config["refinement"])
     size = np.sqrt(np.mean(kernel**2))
     errors = []
@@ -45,23 +47,7 @@ def do_kernel(run: Run, data_dir: Path) -> tuple[list[np.ndarray], dict[str, Any
         "sources_disagree_by": disagreement,
         "rmse": float(np.sqrt(np.mean(np.square(errors)))),
     }
-    return [np.array(errors)], details, digests
-
-
-def kernel_paths(
-    config: Mapping[str, Any], data_dir: Path
-) -> tuple[Float[np.ndarray, "P n d"], dict[str, str]]:
-    """The first paths of the toy data in the plane, from 0, times `scale`, float64; digests."""
-    # One more than is used: the reader keeps one path at least for validation.
-    dataset = load_toy_dataset(
-        data_dir,
-        INPUT_DIM,
-        num_paths=config["paths"] + 1,
-        train_fraction=0.5,
-        paper_data=config["paper_data"],
-    )
-    paths = config["scale"] * dataset.paths[: config["paths"]].astype(np.float64)
-    return paths, dataset.digests
+    return [np.array(errors)], details, data.digests
 
 
 def random_states(

@@ -7,6 +7,7 @@ whose). Each part is a set of small runs; what a part measures stands in the fil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -178,9 +179,8 @@ def plan_groups(config: Config) -> Iterator[Planned]:
     settings |= {"seed": config.seed}
     for group in config.exact_groups:
         yield "exact", f"exact {group}", file_names.ExactKey(group), settings
-    settings = settings_of(config, TRAINING_KEYS)
-    settings |= {"max_steps": config.max_steps, "stop_accuracy": config.stop_accuracy}
     for group, chosen in config.trained_groups.items():
+        settings = settings_of(config, ("max_steps", "stop_accuracy"))
         settings |= {"hidden_dim": chosen.hidden_dim, "learning_rate": chosen.learning_rate}
         settings |= {"test_length": chosen.length, "step": "length", "time_channel": True}
         yield from trained(config, "trained", group, chosen.length, chosen.block_sizes, settings)
@@ -188,8 +188,7 @@ def plan_groups(config: Config) -> Iterator[Planned]:
 
 def plan_lengths(config: Config) -> Iterator[Planned]:
     """A group learned at one length with a fixed step and without time, tested far beyond."""
-    settings = settings_of(config, TRAINING_KEYS)
-    settings |= {"max_steps": config.lengths_max_steps, "stop_accuracy": None}
+    settings = {"max_steps": config.lengths_max_steps, "stop_accuracy": None}
     settings |= {"hidden_dim": config.lengths_hidden_dim, "step": "fixed", "time_channel": False}
     settings |= {"learning_rate": config.lengths_learning_rate}
     settings |= {"test_length": config.lengths_tested}
@@ -220,10 +219,9 @@ def fields(
             "train_fraction": config.train_fraction,
             "steps": config.antisymmetric_steps,
         }
-    for size in block_sizes:
-        for run in range(config.runs):
-            label = f"{target} H={hidden_dim} k={size} run {run}"
-            yield "fields", label, file_names.FieldsKey(target, hidden_dim, size, run), settings
+    for size, run in product(block_sizes, range(config.runs)):
+        label = f"{target} H={hidden_dim} k={size} run {run}"
+        yield "fields", label, file_names.FieldsKey(target, hidden_dim, size, run), settings
 
 
 def trained(
@@ -235,10 +233,10 @@ def trained(
     settings: Mapping[str, Any],
 ) -> Iterator[Planned]:
     """A group learned with each block size."""
-    for size in block_sizes:
-        for run in range(config.runs):
-            label = f"{task} {group} L={length} k={size} run {run}"
-            yield task, label, file_names.TrainedKey(task, group, length, size, run), dict(settings)
+    settings = {**settings_of(config, TRAINING_KEYS), **settings}
+    for size, run in product(block_sizes, range(config.runs)):
+        label = f"{task} {group} L={length} k={size} run {run}"
+        yield task, label, file_names.TrainedKey(task, group, length, size, run), settings
 
 
 def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
