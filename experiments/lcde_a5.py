@@ -40,6 +40,7 @@ class Config(LinearCDEConfig, WordConfig):
     not_identity: ClassVar[frozenset[str]] = frozenset(
         {"results_dir", "lengths", "checkpoint_interval", "eval_batch_size"}
     )
+    unsaid: ClassVar[Mapping[str, Any]] = {"step": "length", "time_channel": True}
 
     step: Literal["length", "fixed"]
     time_channel: bool
@@ -49,12 +50,6 @@ class Config(LinearCDEConfig, WordConfig):
     eval_interval: PositiveInt
     eval_batch_size: PositiveInt
     checkpoint_interval: PositiveInt
-
-    def identity(self) -> dict[str, Any]:
-        """As the others', without the keys that older records lack, where they are the paper's."""
-        settings = super().identity()
-        papers = {"step": "length", "time_channel": True}
-        return {k: v for k, v in settings.items() if k not in papers or papers[k] != v}
 
 
 def plan(config: Config, results_dir: Path) -> list[Run]:

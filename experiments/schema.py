@@ -24,7 +24,6 @@ from harness.paths import CONFIG_FOLDER, LOGS
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Depth = PositiveInt
 Length = Annotated[int, Field(ge=2)]
 LONGEST_SHOWN = 100  # characters of a wrong value in a message
 
@@ -38,6 +37,8 @@ class ExperimentConfig(BaseModel):
     flags: ClassVar[Mapping[str, str]] = {"-s": "seed"}
     # Keys that say which runs to do or where they go, not what a run is.
     not_identity: ClassVar[frozenset[str]] = frozenset({"results_dir"})
+    # The paper's values of keys that older records lack; they say nothing of these.
+    unsaid: ClassVar[Mapping[str, Any]] = {}
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     results_dir: Annotated[str, Field(min_length=1)]
@@ -56,8 +57,9 @@ class ExperimentConfig(BaseModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that define a run's result: all but `not_identity`, as JSON types."""
-        return self.model_dump(mode="json", exclude=set(self.not_identity))
+        """The settings that define a run's result, as JSON types."""
+        settings = self.model_dump(mode="json", exclude=set(self.not_identity))
+        return {k: x for k, x in settings.items() if k not in self.unsaid or x != self.unsaid[k]}
 
 
 class ToyConfig(ExperimentConfig):
@@ -113,6 +115,8 @@ class LinearCDEConfig(ExperimentConfig):
 class SSMConfig(ExperimentConfig):
     """What the two experiments with trained sequence models share."""
 
+    unsaid: ClassVar[Mapping[str, Any]] = {"matmul_precision": "float32"}
+
     hidden_dim: PositiveInt
     state_dim: PositiveInt
     batch_size: PositiveInt
@@ -124,13 +128,6 @@ class SSMConfig(ExperimentConfig):
     scan_backend: Literal["auto", "triton", "mamba_ssm", "cpp", "reference"]
     matmul_precision: Literal["float32", "tf32"]
     compile: bool
-
-    def identity(self) -> dict[str, Any]:
-        """As the others', without `matmul_precision` where it is float32, as in older records."""
-        settings = super().identity()
-        if self.matmul_precision == "float32":
-            del settings["matmul_precision"]
-        return settings
 
 
 class WordConfig(ExperimentConfig):

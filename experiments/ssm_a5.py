@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from data_dir.finite_groups import group
 from experiments.devices import torch_device, torch_numbers
 from experiments.lcde_a5 import load_data
-from experiments.schema import Depth, Length, PositiveFloat, PositiveInt, SSMConfig, WordConfig
+from experiments.schema import Length, PositiveFloat, PositiveInt, SSMConfig, WordConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import A5CurveKey, configuration_label
 from harness.outcomes import failed
@@ -50,7 +50,7 @@ class Config(SSMConfig, WordConfig):
     )
 
     models: Annotated[list[A5Model], Field(min_length=1)]
-    depths: Annotated[list[Depth], Field(min_length=1)]
+    depths: Annotated[list[PositiveInt], Field(min_length=1)]
     search: bool
     num_heads: PositiveInt
     feed_forward_dim: PositiveInt

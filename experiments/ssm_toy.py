@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.devices import torch_device, torch_numbers
-from experiments.schema import Depth, PositiveFloat, PositiveInt, SSMConfig, ToyConfig
+from experiments.schema import PositiveFloat, PositiveInt, SSMConfig, ToyConfig
 from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
 from harness.file_names import ToyCurveKey, configuration_label
 from harness.paths import TOY_RESULTS
@@ -42,7 +42,7 @@ class Config(SSMConfig, ToyConfig):
     )
 
     models: Annotated[list[Literal["Mamba", "S4", "S5"]], Field(min_length=1)]
-    depths: Annotated[list[Depth], Field(min_length=1)]
+    depths: Annotated[list[PositiveInt], Field(min_length=1)]
     nonlinear: Annotated[list[bool], Field(min_length=1)]
     block_order: Literal["activate_then_mix", "mix_then_activate"]
     learning_rate: PositiveFloat
