@@ -225,6 +225,25 @@ def test_a_record_names_every_process_that_did_a_part(tmp_path):
     ]
 
 
+def test_what_is_tested_at_the_end_is_saved_with_the_curve_and_none_is_before(tmp_path, capsys):
+    files = tuple(tmp_path / "out" / f"{name}.npy" for name in ("steps", "updates", "tested"))
+    run = Run("a walk", files, {"max_steps": 25})
+
+    def prepared(walk):
+        def test():
+            return training_loop.Tested([np.array([walk.updates])], {"found": walk.updates}, ["so"])
+
+        return Prepared(walk, SCHEDULE, "updates", {}, test)
+
+    with pytest.raises(KeyboardInterrupt):
+        do_run(run, prepared(Walk(stop_at=15)), {})
+    assert not run.record.exists()
+    assert do_run(run, prepared(Walk()), {}) == "finished"
+    assert [np.load(path).tolist() for path in files] == [[0, 10, 20, 25]] * 2 + [[25]]
+    assert read_record(run.record).model_extra["found"] == 25
+    assert capsys.readouterr().out.strip().endswith("s, so")
+
+
 def test_without_the_kept_state_a_longer_schedule_starts_at_step_0_and_says_so(tmp_path, capsys):
     walk_to(tmp_path, 20, Walk())
     assert "starts at step 0" not in capsys.readouterr().out
