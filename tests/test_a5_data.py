@@ -1,7 +1,6 @@
 """The word problem's files: what is drawn, how it is written, and that nothing wrong is read."""
 
 import hashlib
-import resource
 import signal
 import subprocess
 import sys
@@ -43,9 +42,10 @@ def looks_uniform(counts: list[int]) -> bool:
     return abs(statistic - freedom) < 3 * np.sqrt(2 * freedom)
 
 
-def run_script(*arguments: str, folder: Path, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, **options)
+def run_script(*arguments: str, folder: Path, through=()) -> subprocess.CompletedProcess:
+    """through: a command that is given this one."""
+    command = [*through, sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 # What is drawn
@@ -452,12 +452,10 @@ def test_an_existing_file_is_kept_unless_overwrite_is_asked_for(tmp_path, capsys
 
 
 def test_a_full_disk_leaves_no_file_and_no_temporary_file(tmp_path):
-    def allow_little_space() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    result = run_script(
-        "--lengths", "2", "--output", str(tmp_path), folder=tmp_path, preexec_fn=allow_little_space
-    )  # fmt: skip
+    # 20 or 40 KiB, by the shell, and less than the file.
+    little_space = ["sh", "-c", 'ulimit -f 40 && exec "$@"', "sh"]
+    arguments = "--lengths", "2", "--output", str(tmp_path)
+    result = run_script(*arguments, folder=tmp_path, through=little_space)
     assert result.returncode == 1
     assert "error: cannot write" in result.stderr and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
