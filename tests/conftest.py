@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook
 import walks
 from experiments.lcde_toy import Config as LCDEToyConfig
 from experiments.schema import load_config
+from harness.machine import available_cores
 from harness.paths import CONFIG_FOLDER, ROOT
 
 # From here on these modules check every annotated shape and dtype when a function is called.
@@ -54,8 +55,12 @@ if find_spec("jax"):
 
 
 # From a minute of one core downwards. Begun first, so that workers with a file each end together.
-LONGEST = ("lcde_a5", "scan_builds", "triton_scan", "linear_cde", "theory", "toy_data", "replay")
-LONGEST += ("wiring", "devices", "run_experiment", "plots", "faults", "local_launcher")
+LONGEST = ("cluster", "lcde_a5", "scan_builds", "triton_scan", "linear_cde", "theory", "toy_data")
+LONGEST += ("replay", "wiring", "devices", "run_experiment", "plots", "faults", "local_launcher")
+
+
+def pytest_xdist_auto_num_workers():
+    return available_cores() + 1  # tests that wait for processes and clusters leave a core idle
 
 
 def pytest_collection_modifyitems(items):
