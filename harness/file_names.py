@@ -83,63 +83,6 @@ class A5CurveKey(Key):
     batch_size: int | None = None
 
 
-@dataclass(frozen=True)
-class FieldsKey(Key):
-    """Random fields in `-e theory`: the readout's error, and that of predicting zero."""
-
-    templates = ("fields_{target}_{hidden_dim}_{block_size}_run_{run}.npy",)
-    target: str
-    hidden_dim: int
-    block_size: int | str
-    run: int
-
-
-@dataclass(frozen=True)
-class FloorKey(Key):
-    """What diagonal fields cannot learn of the volume, computed from the paths."""
-
-    templates = ("floor_volume.npy",)
-
-
-@dataclass(frozen=True)
-class AlgebraKey(Key):
-    """The standard polynomial of blocks of one size."""
-
-    templates = ("algebra_{block_size}.npy",)
-    block_size: int
-
-
-@dataclass(frozen=True)
-class KernelKey(Key):
-    """The signature kernel by random states of one size."""
-
-    templates = ("kernel_{state_dim}.npy",)
-    state_dim: int
-
-
-@dataclass(frozen=True)
-class ExactKey(Key):
-    """A group's word problem solved by its representation."""
-
-    templates = ("exact_{group}.npy",)
-    group: str
-
-
-@dataclass(frozen=True)
-class TrainedKey(Key):
-    """A group's word problem learned: the curve, and the accuracy by position at its end."""
-
-    templates = tuple(
-        f"{{task}}_{{group}}_{{length}}_{{block_size}}_{kind}_run_{{run}}.npy"
-        for kind in ("steps", "acc", "positions")
-    )
-    task: str
-    group: str
-    length: int
-    block_size: int | str
-    run: int
-
-
 def parse_name(name: str) -> Key | None:
     """What a file's name says of its run, or None for any other name."""
     for kind in (ToyScoreKey, ToyCurveKey, A5ScoreKey, A5CurveKey):

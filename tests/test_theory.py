@@ -36,7 +36,6 @@ from experiments.theory.training import (
     random_words,
 )
 from harness.errors import ConfigError
-from harness.file_names import FieldsKey, KernelKey
 from harness.paths import CONFIG_FOLDER, RESULTS_DIR, ROOT, THEORY_RESULTS
 from harness.records import read_record
 from recorded import write_record
@@ -240,10 +239,9 @@ def test_words_are_drawn_for_their_purpose_and_run_and_labelled_by_their_product
 def write_kernel(results_dir, state_dim, errors):
     folder = results_dir / THEORY_RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    key = KernelKey(state_dim)
-    (path,) = key.paths(folder)
+    path = folder / f"kernel_{state_dim}.npy"
     np.save(path, np.array(errors))
-    write_record([path], {"kind": "kernel", **vars(key)})
+    write_record([path], {"kind": "kernel", "state_dim": state_dim})
     return path
 
 
@@ -280,10 +278,10 @@ def test_fields_of_one_width_are_no_line_of_the_width_panel(tmp_path, capsys):
     folder = tmp_path / THEORY_RESULTS
     folder.mkdir()
     for size, error in ((1, 0.04), (2, 0.01)):
-        key = FieldsKey("volume", 240, size, 0)
-        (path,) = key.paths(folder)
+        config = {"target": "volume", "hidden_dim": 240, "block_size": size, "run": 0}
+        path = folder / f"fields_volume_240_{size}_run_0.npy"
         np.save(path, np.array([error, 0.0585]))
-        write_record([path], {"kind": "fields", **vars(key)})
+        write_record([path], {"kind": "fields", **config})
     assert plot_theory.main(["--results-dir", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "left out, no usable results: width" in output

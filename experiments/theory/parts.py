@@ -25,7 +25,6 @@ from experiments.theory.groups import do_exact
 from experiments.theory.kernel import do_kernel
 from experiments.theory.training import prepare
 from experiments.training_loop import do_run, report_divergence
-from harness import file_names
 from harness.paths import THEORY_RESULTS
 from harness.records import Run, save_run
 from kernels.allocator import keep_freed_memory
@@ -33,6 +32,21 @@ from kernels.allocator import keep_freed_memory
 EXTRA = "jax"
 PACKAGES = (*lcde_toy.PACKAGES, "optax")
 PARTS = ("width", "structure", "kernel", "groups", "lengths")
+# The result files of each kind of run, named by its config. Learned groups: the curve, and the
+# accuracy by position at its end.
+LEARNED = tuple(
+    f"{{kind}}_{{group}}_{{length}}_{{block_size}}_{array}_run_{{run}}.npy"
+    for array in ("steps", "acc", "positions")
+)
+FILES = {
+    "fields": ("fields_{target}_{hidden_dim}_{block_size}_run_{run}.npy",),
+    "floor": ("floor_volume.npy",),
+    "algebra": ("algebra_{block_size}.npy",),
+    "kernel": ("kernel_{state_dim}.npy",),
+    "exact": ("exact_{group}.npy",),
+    "trained": LEARNED,
+    "lengths": LEARNED,
+}
 # Keys of the config that runs take over: of those on the toy data, and of all trained ones.
 TOY_KEYS = ("num_paths", "train_fraction", "paper_data")
 TRAINING_KEYS = ("seed", "samples", "validation_samples", "test_samples", "batch_size")
@@ -136,13 +150,15 @@ def plan(config: Config, results_dir: Path) -> list[Run]:
     """The runs of the chosen parts; what two parts measure alike is one run."""
     runs = {}
     for part in config.parts:
-        for kind, label, key, settings in PLANS[part](config):
-            files = key.paths(results_dir / THEORY_RESULTS)
-            runs[files] = Run(label, files, {"kind": kind, **vars(key), **settings})
+        for label, settings in PLANS[part](config):
+            names = (name.format(**settings) for name in FILES[settings["kind"]])
+            files = tuple(results_dir / THEORY_RESULTS / name for name in names)
+            runs[files] = Run(label, files, settings)
     return list(runs.values())
 
 
-Planned = tuple[str, str, file_names.Key, Mapping[str, Any]]
+# The label and the config of a run.
+Planned = tuple[str, dict[str, Any]]
 
 
 def plan_width(config: Config) -> Iterator[Planned]:
@@ -154,31 +170,31 @@ def plan_width(config: Config) -> Iterator[Planned]:
 
 def plan_structure(config: Config) -> Iterator[Planned]:
     """Volume and fully antisymmetric terms against block size at equal H, and their algebra."""
-    yield "floor", "floor of the volume", file_names.FloorKey(), settings_of(config, TOY_KEYS)
+    yield "floor of the volume", {"kind": "floor", **settings_of(config, TOY_KEYS)}
     yield from fields(config, "volume", config.structure_hidden_dim, config.structure_block_sizes)
     for level in config.antisymmetric_levels:
         target, hidden_dim = ANTISYMMETRIC.format(level), config.antisymmetric_hidden_dim
         yield from fields(config, target, hidden_dim, config.antisymmetric_block_sizes)
     for size in config.algebra_block_sizes:
-        settings = {"seed": config.seed, "draws": config.algebra_draws}
-        yield "algebra", f"algebra k={size}", file_names.AlgebraKey(size), settings
+        settings = {"kind": "algebra", "seed": config.seed, "draws": config.algebra_draws}
+        yield f"algebra k={size}", {**settings, "block_size": size}
 
 
 def plan_kernel(config: Config) -> Iterator[Planned]:
     """The signature kernel against the size of the state."""
     names = ("draws", "paths", "scale", "level", "refinement")
     settings = {name: getattr(config, f"kernel_{name}") for name in names}
-    settings |= {"seed": config.seed, "paper_data": config.paper_data}
+    settings |= {"kind": "kernel", "seed": config.seed, "paper_data": config.paper_data}
     for state_dim in config.kernel_state_dims:
-        yield "kernel", f"kernel N={state_dim}", file_names.KernelKey(state_dim), settings
+        yield f"kernel N={state_dim}", {**settings, "state_dim": state_dim}
 
 
 def plan_groups(config: Config) -> Iterator[Planned]:
     """Groups solved by their representations, and learned with blocks of several sizes."""
     settings = {"length": config.exact_length, "sequences": config.exact_sequences}
-    settings |= {"seed": config.seed}
+    settings |= {"kind": "exact", "seed": config.seed}
     for group in config.exact_groups:
-        yield "exact", f"exact {group}", file_names.ExactKey(group), settings
+        yield f"exact {group}", {**settings, "group": group}
     for group, chosen in config.trained_groups.items():
         settings = settings_of(config, ("max_steps", "stop_accuracy"))
         settings |= {"hidden_dim": chosen.hidden_dim, "learning_rate": chosen.learning_rate}
@@ -209,7 +225,8 @@ def fields(
     config: Config, target: str, hidden_dim: int, block_sizes: list[int | str]
 ) -> Iterator[Planned]:
     """Random fields of one width on one target."""
-    settings = {"seed": config.seed, "flow_batch_size": config.flow_batch_size}
+    settings = {"kind": "fields", "seed": config.seed, "target": target}
+    settings |= {"hidden_dim": hidden_dim, "flow_batch_size": config.flow_batch_size}
     if target in TOY_TARGETS:
         settings |= {"input_dim": TOY_TARGETS[target], **settings_of(config, TOY_KEYS)}
     else:
@@ -221,7 +238,7 @@ def fields(
         }
     for size, run in product(block_sizes, range(config.runs)):
         label = f"{target} H={hidden_dim} k={size} run {run}"
-        yield "fields", label, file_names.FieldsKey(target, hidden_dim, size, run), settings
+        yield label, {**settings, "block_size": size, "run": run}
 
 
 def trained(
@@ -234,9 +251,10 @@ def trained(
 ) -> Iterator[Planned]:
     """A group learned with each block size."""
     settings = {**settings_of(config, TRAINING_KEYS), **settings}
+    settings |= {"kind": task, "task": task, "group": group, "length": length}
     for size, run in product(block_sizes, range(config.runs)):
         label = f"{task} {group} L={length} k={size} run {run}"
-        yield task, label, file_names.TrainedKey(task, group, length, size, run), settings
+        yield label, {**settings, "block_size": size, "run": run}
 
 
 def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
