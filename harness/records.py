@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -338,7 +339,7 @@ def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
     commit, dirty = _commit()
     return {
         "version": project["version"],
-        "command": shlex.join(sys.argv),
+        "command": _command(),
         "host": socket.gethostname(),
         "commit": commit,
         "dirty": dirty,
@@ -346,6 +347,12 @@ def provenance(packages: Sequence[str], device: str) -> dict[str, Any]:
         "device": device,
         "machine": describe_machine(),
     }
+
+
+def _command() -> str:
+    """The command line; of absolute paths, which mean nothing elsewhere, the last part."""
+    words = (re.sub(r"(^|=)/.*/", r"\1.../", word) for word in sys.argv[1:])
+    return shlex.join([Path(sys.argv[0]).name, *words])
 
 
 def _commit() -> tuple[str, bool] | tuple[None, None]:

@@ -9,19 +9,23 @@ import sys
 import tomllib
 
 import numpy as np
+import pytest
 
 from harness import records
 from harness.paths import ROOT
 from harness.records import provenance
 
 
-def test_the_origin_says_what_it_was_made_with_where_and_when():
+def test_the_origin_says_what_it_was_made_with_where_and_when(monkeypatch):
+    said = ["-e", "A5", "--only", "length 3", "--results-dir", "/home/me/res", "--data-dir=/d/e/f"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/repo/run.py", *said, "-c", "configs/a.yaml"])
     origin = provenance(["numpy", "no-such-package"], "cpu")
     named = {"version", "command", "host", "commit", "dirty", "packages", "device", "machine"}
     assert set(origin) == named
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert origin["version"] == project["version"]
-    assert shlex.split(origin["command"]) == sys.argv
+    kept = ["--results-dir", ".../res", "--data-dir=.../f", "-c", "configs/a.yaml"]
+    assert shlex.split(origin["command"]) == ["run.py", "-e", "A5", "--only", "length 3", *kept]
     assert origin["host"] == socket.gethostname()
     assert origin["packages"] == {"numpy": np.__version__}
     assert origin["device"] == "cpu"

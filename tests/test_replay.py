@@ -89,6 +89,11 @@ def test_every_committed_measurement_of_the_theory_is_a_done_run_of_the_shipped_
     assert [path for path in THEORY if run_state(runs[path]).status is not Status.DONE] == []
 
 
+def test_no_committed_record_names_a_folder_of_one_machine():
+    found = {path for path in [*RECORDS, *THEORY] if re.search(r'[" =]/\w', path.read_text())}
+    assert found == set()
+
+
 @pytest.mark.parametrize("kind", EXPERIMENTS, ids=EXPERIMENTS.values())
 def test_every_committed_result_is_a_run_of_the_shipped_config(kind, tmp_path):
     experiment = import_module(f"experiments.{EXPERIMENTS[kind]}")
