@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError, UnavailableError
 from harness.records import provenance
+from kernels.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -116,12 +117,12 @@ def jax_numbers() -> Iterator[None]:
 def torch_numbers(matmul_precision: Literal["float32", "tf32"]) -> None:
     """PyTorch as the experiments mean it: on a GPU too float32 is float32, unless it is to be TF32.
 
-    There the libraries' kernels give the same bits each time.
+    There the libraries' kernels give the same bits each time. Freed memory stays in the process.
     """
     forget_exported()
+    keep_freed_memory()
     # A thread of OpenMP that waits for work spins a moment and then sleeps: by default it spins for
-    # milliseconds, and where other processes share the cores that holds up threads with work. Small
-    # models on an idle machine pay for it: a small S4's step takes an eighth longer (12 %).
+    # milliseconds, and where other processes share the cores that holds up threads with work.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import torch

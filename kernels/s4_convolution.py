@@ -111,11 +111,12 @@ class _ToeplitzProduct(torch.autograd.Function):
         u, kernel = ctx.saved_tensors
         length = kernel.shape[1]
         gradient = gradient.transpose(0, 1).contiguous()
-        products = u.transpose(1, 2) @ gradient  # (d, j, i), each for the lag i - j
-        # Rows as long as 2 l, read at 2 l + 1: row j starts at its lag 0.
-        rows = torch.nn.functional.pad(products, (0, length)).flatten(1)
-        shape, strides = (len(rows), length, length), (rows.stride(0), 2 * length + 1, 1)
-        by_lag = rows.as_strided(shape, strides)
+        # (d, j, i), each for the lag i - j, and a row of zeros. Rows of l read at l + 1: row j starts
+        # at its lag 0, and past its last lag come the zeros below the next row's diagonal.
+        later = torch.nn.functional.pad(u, (0, 1)).transpose(1, 2)
+        products = (later @ gradient).triu_()
+        shape, strides = (len(u), length, length), (products.stride(0), length + 1, 1)
+        by_lag = products.as_strided(shape, strides)
         return (gradient @ _toeplitz(kernel)).transpose(0, 1), by_lag.sum(dim=1)
 
 
