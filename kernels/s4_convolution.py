@@ -111,8 +111,8 @@ class _ToeplitzProduct(torch.autograd.Function):
         u, kernel = ctx.saved_tensors
         length = kernel.shape[1]
         gradient = gradient.transpose(0, 1).contiguous()
-        # (d, j, i), each for the lag i - j, and a row of zeros. Rows of l read at l + 1: row j starts
-        # at its lag 0, and past its last lag come the zeros below the next row's diagonal.
+        # (d, j, i), each for the lag i - j, and a row of zeros. Rows of l read at l + 1: row j
+        # starts at its lag 0, and past its last come the zeros below the next row's diagonal.
         later = torch.nn.functional.pad(u, (0, 1)).transpose(1, 2)
         products = (later @ gradient).triu_()
         shape, strides = (len(u), length, length), (products.stride(0), length + 1, 1)
