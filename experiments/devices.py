@@ -71,7 +71,7 @@ def jax_device(name: str) -> str:
         asked = f"JAX_PLATFORMS={platforms}" if name == "auto" else f"--device {name}"
         raise UnavailableError(
             f"{asked}: this JAX finds no such device; install JAX for CUDA with "
-            "pip install 'jax[cuda12]' (see environments/environment-jax.yml), or use --device cpu"
+            "pip install 'jax[cuda12]' (see docs/environment-jax.yml), or use --device cpu"
         ) from None
     return device.device_kind if device.platform == "gpu" else device.platform
 
@@ -145,7 +145,7 @@ def torch_device(name: str, matmul_precision: Literal["float32", "tf32"]) -> tor
     if name == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(
             "--device cuda: this PyTorch finds no CUDA device; install PyTorch for CUDA "
-            "(see environments/environment-torch.yml), or use --device cpu"
+            "(see docs/environment-torch.yml), or use --device cpu"
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,8 +12,8 @@ from packaging.version import Version
 from harness.paths import ROOT
 
 CONDA_FILES = {
-    "environments/environment-jax.yml": ["jax"],
-    "environments/environment-torch.yml": ["torch"],
+    "docs/environment-jax.yml": ["jax"],
+    "docs/environment-torch.yml": ["torch"],
 }
 
 
@@ -74,5 +74,5 @@ def test_conda_files_and_lint_use_a_python_that_the_project_supports():
 
 
 def test_mamba_build_that_keeps_its_cuda_scan_is_explained():
-    text = (ROOT / "environments/environment-torch.yml").read_text()
+    text = (ROOT / "docs/environment-torch.yml").read_text()
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation" in text
