@@ -41,6 +41,10 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
+# Workers share the cores, and of a test's small products a second thread would mostly wait, busily.
+# Tests of more threads ask for them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 if find_spec("jax"):
     # A command that a test starts loads what the tests or an earlier command have compiled.
     COMPILED = TemporaryDirectory(prefix="compiled_by_tests_")

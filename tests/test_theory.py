@@ -312,7 +312,7 @@ TINY = {
     "structure_block_sizes": [1, 2],
     "antisymmetric_levels": [3],
     "antisymmetric_hidden_dim": 4,
-    "antisymmetric_block_sizes": [1, 2],
+    "antisymmetric_block_sizes": [2],
     "antisymmetric_paths": 20,
     "antisymmetric_steps": 7,
     "algebra_block_sizes": [1, 2],
