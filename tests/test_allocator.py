@@ -1,5 +1,6 @@
 """Freed memory stays with the process once it is asked to, and only then."""
 
+import importlib.util
 import platform
 import subprocess
 import sys
@@ -13,6 +14,7 @@ KEPT_AFTER_FREEING = """
 import sys
 from pathlib import Path
 import numpy as np
+from experiments.devices import torch_numbers
 from kernels.allocator import keep_freed_memory
 
 def resident_mib():
@@ -20,6 +22,8 @@ def resident_mib():
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
+if sys.argv[1] == "sequence models":
+    torch_numbers("float32")
 before = resident_mib()
 block = np.ones(2**26, dtype=np.uint8)
 del block
@@ -42,3 +46,10 @@ def kept_mib(word):
 def test_a_freed_block_of_64_mib_is_kept_only_when_asked():
     assert kept_mib("keep") > 60
     assert kept_mib("default") < 5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's allocator")
+def test_training_of_sequence_models_keeps_it():
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("needs the PyTorch environment")
+    assert kept_mib("sequence models") > 60
