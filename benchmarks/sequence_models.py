@@ -2,9 +2,9 @@
 
 *ours*: the C++ scan, and S4 as a convolution. *lean*: the same model and update by the plain loop
 of the reference backend, S4 as a scan too; at a smaller batch and scaled linearly, as the result
-says. In one process that keeps freed memory, as the experiments do, in turn, medians. Peak memory is of a new process that trains and then
-evaluates on 1,000 paths, PyTorch itself included. Run it on an otherwise idle machine. The last
-line is one JSON object.
+says. In one process that keeps freed memory, as the experiments do, in turn, medians. Peak memory
+is of a new process that trains and then evaluates on 1,000 paths, PyTorch itself included. Run it
+on an otherwise idle machine. The last line is one JSON object.
 
     python benchmarks/sequence_models.py [--models Mamba S4] [--depths 1 2] [--repeats 5]
 """
