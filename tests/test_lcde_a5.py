@@ -199,6 +199,15 @@ def test_accuracy_at_a_position_is_that_of_the_position():
     np.testing.assert_allclose(found, [1, 1, 1, 0, 1], atol=0.06)
 
 
+def test_states_that_overflow_predict_as_the_model_does_without_a_warning():
+    model, data = small_model(step_length=4), sequences(40, 60)
+    model = eqx.tree_at(lambda m: m.cde.A, model, 1e3 * model.cde.A)
+    logits = model(jnp.asarray(data.tokens))
+    assert not np.isfinite(logits[:, -1]).any()
+    right = jnp.argmax(logits[:, -1], axis=-1) == data.targets[:, -1]
+    assert accuracy_by_position(model, data, 7)[-1] == np.mean(right)
+
+
 def test_no_output_sees_the_future():
     model, tokens = small_model(), jnp.asarray(sequences(3, 8).tokens)
     changed = tokens.at[:, 5:].set((tokens[:, 5:] + 1) % A5.order)
