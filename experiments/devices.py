@@ -122,7 +122,8 @@ def torch_numbers(matmul_precision: Literal["float32", "tf32"]) -> None:
     forget_exported()
     keep_freed_memory()
     # A thread of OpenMP that waits for work spins a moment and then sleeps: by default it spins for
-    # milliseconds, and where other processes share the cores that holds up threads with work.
+    # milliseconds, and where other processes share the cores that holds up threads with work. Small
+    # models on an idle machine pay for it (docs/performance.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     import torch
