@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError, UnavailableError
+from harness.machine import available_cores, others_running
 from harness.records import provenance
 from kernels.allocator import keep_freed_memory
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 
-SPINS = "1000"  # some microseconds
+# Times that an OpenMP thread looks for work before it sleeps: a millisecond, some microseconds.
+SPINS_ALONE, SPINS_BESIDE_OTHERS = "16000", "1000"
 # Of the exported variables these change numbers: TF32 on a GPU, bfloat16 in a CPU's products.
 ROUNDING = (
     "NVIDIA_TF32_OVERRIDE",
@@ -121,11 +123,13 @@ def torch_numbers(matmul_precision: Literal["float32", "tf32"]) -> None:
     """
     forget_exported()
     keep_freed_memory()
-    # A thread of OpenMP that waits for work spins a moment and then sleeps: by default it spins for
-    # milliseconds, and where other processes share the cores that holds up threads with work. Small
-    # models on an idle machine pay for it (docs/performance.md).
+    # By default a thread of OpenMP that waits for work spins for milliseconds, which holds up those
+    # with work where others share the cores; to sleep at once costs small models a tenth where none
+    # do (docs/performance.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        spare = (os.cpu_count() or 1) - available_cores()
+        spins = SPINS_BESIDE_OTHERS if others_running() > spare else SPINS_ALONE
+        os.environ.setdefault("GOMP_SPINCOUNT", spins)
     import torch
 
     tf32 = matmul_precision == "tf32"

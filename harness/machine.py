@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
@@ -24,6 +26,22 @@ def available_cores() -> int:
     """Number of cores this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def others_running() -> int:
+    """Threads of other processes that run or wait for a core now, by Linux's count; else 0.
+
+    The least of a few looks, which what only wakes for a moment does not pass.
+    """
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0
+    looks = []
+    for _ in range(10):
+        time.sleep(0.005)
+        (running,) = re.findall(r"^procs_running (\d+)$", stat.read_text(), re.MULTILINE)
+        looks.append(int(running) - 1)  # this process is one
+    return max(min(looks), 0)
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:

@@ -46,9 +46,10 @@ settings.load_profile("busy machine")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 if find_spec("jax"):
-    # A command that a test starts loads what the tests or an earlier command have compiled.
-    COMPILED = TemporaryDirectory(prefix="compiled_by_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    # A command that a test starts, and a worker, loads what another has compiled.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        COMPILED = TemporaryDirectory(prefix="compiled_by_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)  # without one JAX takes no lock

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from harness.machine import others_running
 from harness.paths import CONFIG_FOLDER, ROOT
 
 JAX_EXPORTS = {
@@ -96,6 +97,39 @@ def test_pytorch_multiplies_in_the_configured_precision_on_a_gpu(tf32):
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
     finally:
         torch_numbers("float32")
+
+
+@pytest.mark.parametrize(
+    ("others", "exported", "looks"),
+    [(0, {}, "16000"), (1, {}, "1000"), (1, {"GOMP_SPINCOUNT": "7"}, "7")],
+    ids=["alone", "beside another", "exported"],
+)
+def test_threads_that_wait_sleep_sooner_beside_others(monkeypatch, others, exported, looks):
+    pytest.importorskip("torch")
+    from experiments import devices
+
+    monkeypatch.setattr(devices, "others_running", lambda: others)
+    monkeypatch.setattr(devices, "available_cores", os.cpu_count)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "to be put back")
+    del os.environ["GOMP_SPINCOUNT"]
+    os.environ.update(exported)
+    devices.torch_numbers("float32")
+    assert os.environ["GOMP_SPINCOUNT"] == looks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts what runs")
+def test_others_that_run_are_seen():
+    loop = [sys.executable, "-c", "print('running', flush=True)\nwhile True: pass"]
+    others = [subprocess.Popen(loop, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for other in others:
+            other.stdout.readline()
+        assert others_running() >= 2
+    finally:
+        for other in others:
+            with other:
+                other.kill()
 
 
 @pytest.mark.parametrize("experiment", ["toy", "A5"])
