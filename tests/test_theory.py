@@ -258,7 +258,7 @@ def test_a_part_alone_is_drawn_and_the_others_are_said_to_be_missing(tmp_path, c
     assert sorted(p.name for p in tmp_path.glob("*.p*")) == ["theory.pdf", "theory.png"]
 
 
-@pytest.mark.parametrize("odd", ["another file", "no record", "another kind"])
+@pytest.mark.parametrize("odd", ["another file", "no record", "another kind", "a list", "no size"])
 def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsys, odd):
     write_kernel(tmp_path, 16, [0.5, 0.6])
     broken = write_kernel(tmp_path, 32, [0.4, 0.5])
@@ -266,8 +266,11 @@ def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsy
         np.save(broken, np.array([0.1]))
     elif odd == "no record":
         broken.with_suffix(".json").unlink()
+    elif odd == "no size":
+        write_record([broken], {"kind": "kernel"})
     else:
-        write_record([broken], {"kind": "word", "state_dim": 32})
+        kind = ["kernel"] if odd == "a list" else "word"
+        write_record([broken], {"kind": kind, "state_dim": 32})
     assert plot_theory.main(["--results-dir", str(tmp_path), "--strict"]) == 1
     output = capsys.readouterr()
     assert f"warning: skipped {broken.with_suffix('')}" in output.err
