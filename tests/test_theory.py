@@ -208,6 +208,14 @@ def test_blocks_that_do_not_fill_a_width_are_refused(changes, key):
         config_of(**changes)
 
 
+def test_a_wrong_key_within_a_key_is_named():
+    chosen = {"length": 12, "hidden_dim": 8, "learning_rate": 0.01, "block_size": [2]}
+    with pytest.raises(ConfigError) as error:
+        config_of(trained_groups={"A5": chosen})
+    assert "the key 'trained_groups.A5.block_sizes' is missing" in str(error.value)
+    assert "unknown key 'trained_groups.A5.block_size'" in str(error.value)
+
+
 @pytest.mark.parametrize(("block_size", "blocks"), [(3, 3), ("dense", None)])
 def test_a_trained_run_is_the_a5_experiments_model_with_a_seed_of_its_own(block_size, blocks):
     changes = {"lengths_block_sizes": [block_size], "parts": ["lengths"], "runs": 2}
