@@ -266,12 +266,18 @@ def test_a_part_alone_is_drawn_and_the_others_are_said_to_be_missing(tmp_path, c
     assert sorted(p.name for p in tmp_path.glob("*.p*")) == ["theory.pdf", "theory.png"]
 
 
-@pytest.mark.parametrize("odd", ["another file", "no record", "another kind", "a list", "no size"])
+@pytest.mark.parametrize(
+    "odd", ["another file", "no record", "another kind", "a list", "no size", "a link"]
+)
 def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsys, odd):
     write_kernel(tmp_path, 16, [0.5, 0.6])
     broken = write_kernel(tmp_path, 32, [0.4, 0.5])
     if odd == "another file":
         np.save(broken, np.array([0.1]))
+    elif odd == "a link":
+        record = broken.with_suffix(".json")
+        record.unlink()
+        record.symlink_to(tmp_path / "gone")
     elif odd == "no record":
         broken.with_suffix(".json").unlink()
     elif odd == "no size":

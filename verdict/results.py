@@ -202,7 +202,7 @@ def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Prob
                 others = [p for p in paths if p.exists() and not record.describes(p)]
                 problems += [Problem(p, UNVERIFIED, key) for p in others]
                 runs.append(FoundRun(key, paths, record, verified=not others))
-        except ResultFileError as error:
+        except (FileNotFoundError, ResultFileError) as error:  # a link whose file is gone
             problems.append(Problem(path, str(error), parse_name(f"{path.stem}.npy")))
     recorded = {path for run in runs for path in run.paths}
     others = set((results_dir / folder).glob("*.npy")) - recorded
@@ -316,7 +316,7 @@ def load_theory_results(results_dir: Path) -> TheoryResults:
             elif record.files:
                 values = tuple(_theory_arrays(path, record))
                 results.runs.append(Measured(record.config, values, record.model_extra))
-        except ResultFileError as error:
+        except (FileNotFoundError, ResultFileError) as error:
             results.problems.append(Problem(path, str(error)))
     strangers = sorted(set(folder.glob("*.npy")) - recorded)
     results.problems += [Problem(path, "has no record") for path in strangers]
