@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from harness.atomic_files import atomic_write
-from harness.paths import RESULTS_DIR
+from harness.paths import RESULTS_DIR, path_argument
+from harness.process import on_standard_streams
 from verdict import draw_1, draw_2, figure_1, figure_2, page
 from verdict.command_line import print_problems
 from verdict.provenance import load_provenance
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--results-dir",
-        type=Path,
+        type=path_argument,
         default=RESULTS_DIR,
         help="folder that holds outputs_toy/ and outputs_A5/ (default: results in the repository)",
     )
@@ -64,6 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the comparison. Exit code: 0, 1 (no results; --strict), 2 (bad arguments)."""
+    return on_standard_streams(partial(compare, argv))
+
+
+def compare(argv: list[str] | None) -> int:
+    """`main`, on standard streams. Raises: OutputError."""
     parser = build_parser()
     args = parser.parse_args(argv)
     try:

@@ -24,6 +24,7 @@ from sklearn.linear_model import LinearRegression
 from kernels.token_cde import matmul, token_times
 
 Precision = Literal["float32", "tf32"]
+CLOSEST = 1e-4  # of two times, over the later one
 # A, dense or by its blocks.
 Fields = Float[Array, "H omega H"] | Float[Array, "G k omega k"]
 # solve(A, B, y0, ts, omega, xi) -> the state at ts[-1], (H,)
@@ -134,6 +135,7 @@ def adaptive_cde_solve(
     `most_steps(n)` steps.
     """
     ts = if_increasing(ts, ts) if check_times else ts
+    ts = solver_times(ts)
     omega_path = diffrax.LinearInterpolation(ts, omega)
     xi_path = diffrax.LinearInterpolation(ts, xi)
 
@@ -156,6 +158,17 @@ def adaptive_cde_solve(
         max_steps=most_steps(len(ts)),
     )
     return solution.ys[-1]
+
+
+def solver_times(ts: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Times from 0 for diffrax, which passes over two units in the last place at every point.
+
+    A CDE sees its controls, not the clock. So times start at 0, and points that would lose more
+    than a thousandth or so of an interval are spread evenly.
+    """
+    ts = ts - ts[0]
+    close = jnp.any(jnp.diff(ts) < CLOSEST * ts[1:])
+    return jnp.where(close, jnp.linspace(0, ts[-1], len(ts), dtype=ts.dtype), ts)
 
 
 def most_steps(points: int) -> int:

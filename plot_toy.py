@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from harness.paths import DATA_DIR, TOY_RESULTS
+from harness.paths import DATA_DIR, TOY_RESULTS, path_argument
 from verdict.command_line import Drawing, plot, plot_parser
 from verdict.draw_1 import (
     OUTPUT_NAME,
@@ -29,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = plot_parser(description, EXAMPLES, TOY_RESULTS, OUTPUT_NAME)
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=path_argument,
         default=DATA_DIR,
         help="folder that holds toy_data/, for the height of 'predicting zero'",
     )

@@ -272,6 +272,11 @@ def s5_layer(width: int, states: int, generator: torch.Generator) -> nn.Module:
     class S5Layer(KeepsComplex, S5):
         """s5-pytorch's layer, whose complex parameters survive conversion."""
 
+        def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+            """The output at every position; its scan does not compile under autocast."""
+            with torch.autocast(x.device.type, enabled=False):
+                return super().forward(at_least_float32(x)).to(x.dtype)
+
     # Its constructor draws from the global generator, which is put back as it was.
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ if not __package__:
 
 from data_dir.finite_groups import GROUP_NAMES, Group, group
 from harness.atomic_files import atomic_write
-from harness.paths import DATA_DIR, WORD_DATA
+from harness.paths import DATA_DIR, WORD_DATA, path_argument
+from harness.process import on_standard_streams
 
 HEADER = b"seed,input,target\n"
 DEFAULT_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20)
@@ -140,7 +142,13 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=DEFAULT_SEED, help=seed_help)
     add("--group", default="A5", help=f"{', '.join(GROUP_NAMES)} (default: %(default)s)")
     output_help = "folder of the files (default: data_dir/illusion of this repository)"
-    add("--output", type=Path, default=DATA_DIR / WORD_DATA, metavar="DIR", help=output_help)
+    add(
+        "--output",
+        type=path_argument,
+        default=DATA_DIR / WORD_DATA,
+        metavar="DIR",
+        help=output_help,
+    )
     add("--overwrite", action="store_true", help="replace existing files")
     return parser
 
@@ -150,6 +158,10 @@ def main(argv: list[str] | None = None) -> int:
 
     Raises: SystemExit, with code 2 before any file is written, for arguments without sense.
     """
+    return on_standard_streams(partial(_write, argv))
+
+
+def _write(argv: list[str] | None) -> int:
     parser = _build_parser()
     arguments = parser.parse_args(argv)
     samples, seed = arguments.samples, arguments.seed

@@ -6,7 +6,9 @@ drawn with JAX's non-partitionable Threefry layout whatever the installed JAX's 
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +17,12 @@ if not __package__:
 
 from data_dir.toy_fingerprints import check_fingerprint, load_fingerprints
 from harness.atomic_files import npy_bytes, write_together
-from harness.errors import DataError
-from harness.paths import DATA_DIR, TOY_DATA
+from harness.errors import DataError, UnavailableError
+from harness.paths import DATA_DIR, TOY_DATA, path_argument
+from harness.process import on_standard_streams
+
+if TYPE_CHECKING:
+    import jax
 
 SEED = 1234
 LABEL_BATCH = 10_000
@@ -27,7 +33,7 @@ def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
     import jax
 
     with (
-        jax.default_device(jax.devices("cpu")[0]),
+        jax.default_device(_cpu()),
         jax.default_prng_impl("threefry2x32"),
         jax.threefry_partitionable(False),
     ):
@@ -35,6 +41,19 @@ def random_walks(input_dim: int, num_paths: int, length: int) -> np.ndarray:
             jax.random.PRNGKey(SEED), (num_paths, length, input_dim), "float32"
         )
         return np.cumsum(np.rint(np.asarray(steps)), axis=1, dtype=np.float32)
+
+
+def _cpu() -> "jax.Device":
+    """Where the data are made. Raises: UnavailableError, where JAX_PLATFORMS leaves it out."""
+    import jax
+
+    try:
+        return jax.devices("cpu")[0]
+    except (RuntimeError, AssertionError):
+        platforms = jax.config.jax_platforms
+        raise UnavailableError(
+            f"JAX_PLATFORMS={platforms}: the toy data are made on the CPU, use {platforms},cpu"
+        ) from None
 
 
 def signature_coefficient(paths: np.ndarray) -> np.ndarray:
@@ -53,7 +72,7 @@ def signature_coefficient(paths: np.ndarray) -> np.ndarray:
         top_level = signax.signature(batch, depth, flatten=False)[-1]
         return top_level[(slice(None), *range(depth))]
 
-    with jax.default_device(jax.devices("cpu")[0]):
+    with jax.default_device(_cpu()):
         starts = range(0, len(paths), LABEL_BATCH)
         parts = [np.asarray(coefficient(paths[i : i + LABEL_BATCH])) for i in starts]
     return np.concatenate(parts)
@@ -86,17 +105,23 @@ def write_toy_dataset(folder: Path, input_dim: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the toy data from the command line. Returns the exit code."""
+    return on_standard_streams(partial(_write, argv))
+
+
+def _write(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         description="Make the toy data of Figure 1, bit-identical to the paper's.",
         epilog="example: python data_dir/generate_toy_dataset.py --output data_dir/toy_data",
     )
-    parser.add_argument("--output", type=Path, default=DATA_DIR / TOY_DATA, metavar="DIR")
+    parser.add_argument("--output", type=path_argument, default=DATA_DIR / TOY_DATA, metavar="DIR")
     parser.add_argument("--input-dims", type=int, nargs="+", choices=[2, 3], default=[2, 3])
     arguments = parser.parse_args(argv)
     try:
         for input_dim in arguments.input_dims:
             write_toy_dataset(arguments.output, input_dim)
             print(f"wrote {arguments.output}/data_{input_dim}.npy and labels_{input_dim}.npy")
+    except UnavailableError as error:
+        parser.error(str(error))
     except ModuleNotFoundError as error:
         print(f"error: the toy data need {error.name}: pip install '.[jax]'", file=sys.stderr)
         return 1

@@ -298,12 +298,13 @@ def _check_whose(values: Mapping[str, Any], path: Path, config_class: type[BaseM
 def _describe(error: Any, sources: Mapping[str, str], path: Path, config_class: type) -> str:
     if not error["loc"]:
         return f"{', '.join([str(path), *sources.values()])}: {error['ctx']['error']}"
-    key = str(error["loc"][0])
+    key, name = str(error["loc"][0]), ".".join(map(str, error["loc"]))
     where = sources.get(key, str(path))
     if error["type"] == "extra_forbidden":
-        return f"{where}: {_unknown_key(key, config_class)}"
+        words = _unknown_key(key, config_class) if key == name else f"unknown key '{name}'"
+        return f"{where}: {words}"
     if error["type"] == "missing":
-        return f"{where}: the key '{key}' is missing"
+        return f"{where}: the key '{name}' is missing"
     message = error["msg"].removeprefix("Input ")
     found = repr(error["input"])
     found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"

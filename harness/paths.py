@@ -1,5 +1,6 @@
 """Where things are: the repository's own root, and the folders inside data and results folders."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from harness.errors import ConfigError
@@ -28,3 +29,11 @@ def user_path(path: Path, words: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ConfigError(f"{words}: no home folder is known for {path.parts[0]}") from None
+
+
+def path_argument(text: str) -> Path:
+    """An argument of argparse that is a user's path. Raises: ArgumentTypeError."""
+    try:
+        return user_path(Path(text), text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None

@@ -82,6 +82,14 @@ class Record(BaseModel):
     history: dict[str, Annotated[list[int | float | None], Field(min_length=1)]] = {}
     provenance: Origin = Origin()
 
+    @field_validator("config")
+    @classmethod
+    def _ends_at_a_number(cls, config: dict[str, Any]) -> dict[str, Any]:
+        for key in HORIZON & config.keys():
+            if not isinstance(config[key], int):
+                raise ValueError(f"{key}: {config[key]!r} is not a whole number")
+        return config
+
     @field_validator("outcome")
     @classmethod
     def _one_word_for_unfinished(cls, outcome: str) -> str:

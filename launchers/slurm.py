@@ -25,7 +25,7 @@ from submitit.helpers import DelayedSubmission
 from experiments.schema import PositiveFloat, PositiveInt, load_config
 from harness.atomic_files import atomic_write
 from harness.errors import UnavailableError
-from harness.paths import LOGS, ROOT
+from harness.paths import LOGS, ROOT, user_path
 from harness.process import STOPPED
 from harness.queue import run_lock
 from harness.records import Run, latest_metric
@@ -155,10 +155,11 @@ def submit(
 ) -> dict[str, Job]:
     """Submit a job array with a task for each run; label -> job.
 
-    Raises: UnavailableError, with what sbatch says; OSError.
+    Raises: ConfigError; UnavailableError, with what sbatch says; OSError.
     """
     name = f"ssm-{secrets.token_hex(3)}"
-    python = shlex.quote(config.python or sys.executable)
+    python = Path(config.python or sys.executable)
+    python = shlex.quote(str(user_path(python, f"python: {python}")))
     executor = SlurmExecutor(folder, max_num_timeout=config.requeues, python=python)
     executor.update_parameters(**sbatch_parameters(config, name))
     commands = [[*words, "--only", run.label, "--leave-held"] for run in runs]

@@ -434,6 +434,19 @@ def test_times_that_do_not_increase_are_never_solved(equation, solve, times):
         jax.jit(solve)(A, B, y0, ts, control, control).block_until_ready()
 
 
+CLOCKS = {"years": 2024 + np.arange(30) / 365, "two at once": np.arange(30) / 29}
+CLOCKS["two at once"][13] = CLOCKS["two at once"][12] + 1e-7
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_path_is_solved_whatever_its_clock(equation, rng, clock):
+    A, B, y0 = equation(np.float32)
+    ts = jnp.asarray(CLOCKS[clock], jnp.float32)
+    control = jnp.asarray(np.cumsum(0.2 * rng.normal(size=(30, CONTROLS)), axis=0), jnp.float32)
+    found = adaptive_cde_solve(A, B, y0, ts, control, control)
+    assert relative_error(found, exact_flow(A, B, y0, control, control)) < 1e-3
+
+
 def test_the_number_of_points_does_not_limit_the_adaptive_solver(equation):
     A, B, y0 = equation(np.float32)
     points = 4200  # one step each is more than diffrax's own limit

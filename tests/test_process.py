@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,20 @@ def test_a_full_standard_output_is_named(tmp_path, words, unbuffered):
 def test_a_pipe_whose_reader_has_left_ends_it_quietly(tmp_path, words, unbuffered):
     done = shell(tmp_path, "| true", words, PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare_to_paper.py",
+        "plot_theory.py --output FOLDER/x.pdf",
+        "data_dir/generate_a5_dataset.py --lengths 1 --output FOLDER",
+        "data_dir/generate_toy_dataset.py --help",
+    ],
+)
+def test_every_door_names_a_full_standard_output(tmp_path, words):
+    command = [sys.executable, *words.replace("FOLDER", str(tmp_path)).split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"

@@ -93,6 +93,8 @@ def test_a_file_without_a_record_is_a_conflict(run):
         b"[" * 100_000,
         b'{"config": {}}',
         b'{"config": "seed", "files": {}}',
+        b'{"config": {"max_steps": "2"}, "files": {}}',
+        b'{"config": {"epochs": null}, "files": {}}',
         b'{"config": {}, "files": {"../steps.npy": ""}}',
         b'{"config": {}, "files": {}, "wall_time_s": "3 min"}',
         b'{"config": {}, "files": {}, "wall_time_s": NaN}',

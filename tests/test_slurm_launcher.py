@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ def test_settings_become_quoted_options_and_set_up_commands_stand_as_they_are(tm
     changes = {"partition": "a; touch /tmp/b", "account": "$(id)", "gpus": 2, "cpus": 6}
     changes |= {"memory_gb": 1.5, "time_minutes": 90, "signal_before_end_s": 45}
     changes |= {"sbatch": {"mail-user": "me@example.org", "exclusive": True}}
-    changes |= {"setup": ["module load cuda && true"], "python": "/opt/my env/python"}
+    changes |= {"setup": ["module load cuda && true"], "python": "~/my env/python"}
     done = launch(tmp_path, with_fakes, **changes)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "script.sh").read_text().splitlines()
@@ -72,7 +73,7 @@ def test_settings_become_quoted_options_and_set_up_commands_stand_as_they_are(tm
     (before,) = (i for i, line in enumerate(lines) if line == "module load cuda && true")
     (command,) = (shlex.split(line) for line in lines[before:] if line.startswith("srun "))
     assert "--cpus-per-task=6" in command
-    assert command[command.index("-u") - 1] == "/opt/my env/python"
+    assert command[command.index("-u") - 1] == str(Path("~/my env/python").expanduser())
 
 
 def test_without_memory_the_cluster_decides(tmp_path, with_fakes):

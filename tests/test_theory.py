@@ -208,6 +208,14 @@ def test_blocks_that_do_not_fill_a_width_are_refused(changes, key):
         config_of(**changes)
 
 
+def test_a_wrong_key_within_a_key_is_named():
+    chosen = {"length": 12, "hidden_dim": 8, "learning_rate": 0.01, "block_size": [2]}
+    with pytest.raises(ConfigError) as error:
+        config_of(trained_groups={"A5": chosen})
+    assert "the key 'trained_groups.A5.block_sizes' is missing" in str(error.value)
+    assert "unknown key 'trained_groups.A5.block_size'" in str(error.value)
+
+
 @pytest.mark.parametrize(("block_size", "blocks"), [(3, 3), ("dense", None)])
 def test_a_trained_run_is_the_a5_experiments_model_with_a_seed_of_its_own(block_size, blocks):
     changes = {"lengths_block_sizes": [block_size], "parts": ["lengths"], "runs": 2}
@@ -258,16 +266,25 @@ def test_a_part_alone_is_drawn_and_the_others_are_said_to_be_missing(tmp_path, c
     assert sorted(p.name for p in tmp_path.glob("*.p*")) == ["theory.pdf", "theory.png"]
 
 
-@pytest.mark.parametrize("odd", ["another file", "no record", "another kind"])
+@pytest.mark.parametrize(
+    "odd", ["another file", "no record", "another kind", "a list", "no size", "a link"]
+)
 def test_what_is_no_result_of_a_record_is_named_and_strict_fails(tmp_path, capsys, odd):
     write_kernel(tmp_path, 16, [0.5, 0.6])
     broken = write_kernel(tmp_path, 32, [0.4, 0.5])
     if odd == "another file":
         np.save(broken, np.array([0.1]))
+    elif odd == "a link":
+        record = broken.with_suffix(".json")
+        record.unlink()
+        record.symlink_to(tmp_path / "gone")
     elif odd == "no record":
         broken.with_suffix(".json").unlink()
+    elif odd == "no size":
+        write_record([broken], {"kind": "kernel"})
     else:
-        write_record([broken], {"kind": "word", "state_dim": 32})
+        kind = ["kernel"] if odd == "a list" else "word"
+        write_record([broken], {"kind": kind, "state_dim": 32})
     assert plot_theory.main(["--results-dir", str(tmp_path), "--strict"]) == 1
     output = capsys.readouterr()
     assert f"warning: skipped {broken.with_suffix('')}" in output.err

@@ -247,6 +247,15 @@ def test_under_autocast_s4_computes_in_float32_and_its_gradients_too(mode):
     assert torch.equal(gradient, torch.autograd.grad(plain.sum(), x)[0])
 
 
+def test_under_autocast_s5_computes_in_float32():
+    pytest.importorskip("s5", reason="needs s5-pytorch")
+    x, layer = torch.randn(2, 12, 16, generator=generator()), s5_layer(16, 8, generator())
+    plain = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain)
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_under_autocast_mamba_takes_what_it_is_given():
     x = torch.randn(2, 12, 16, generator=generator(), requires_grad=True)
     layer = MambaRecurrence(16, 8, "reference", generator())

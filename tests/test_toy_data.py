@@ -1,6 +1,7 @@
 """The toy data are the paper's, their labels are what they claim, and nothing else gets through."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,14 @@ def test_missing_data_are_made_and_announced(tmp_path, monkeypatch, capsys, writ
     monkeypatch.setattr(generate_toy_dataset, "write_toy_dataset", write)
     assert load(tmp_path, 3).paths.shape == (20, 7, 3)
     assert "making the 3D toy data" in capsys.readouterr().err
+
+
+def test_a_jax_without_the_cpu_is_named(jax, tmp_path):
+    command = [sys.executable, SCRIPT, "--output", tmp_path]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS=cuda: the toy data are made on the CPU, use cuda,cpu" in done.stderr
 
 
 def test_a_file_in_the_way_of_the_folder_is_an_error_without_a_traceback(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from harness.paths import RESULTS_DIR
+from harness.paths import RESULTS_DIR, path_argument
+from harness.process import on_standard_streams
 from verdict.look import house_style, save_figure
 from verdict.results import Problem
 
@@ -26,12 +27,14 @@ def plot_parser(
     )
     parser.add_argument(
         "--results-dir",
-        type=Path,
+        type=path_argument,
         default=RESULTS_DIR,
         help=f"folder that holds {folder}/ (default: results in the repository)",
     )
     parser.add_argument(
-        "--output", type=Path, help=f"PDF to write (default: {default_name} in the results)"
+        "--output",
+        type=path_argument,
+        help=f"PDF to write (default: {default_name} in the results)",
     )
     parser.add_argument("--strict", action="store_true", help="exit 1 if any file was unusable")
     parser.add_argument(
@@ -63,9 +66,14 @@ def plot(
     """A plot script: draw, say what was skipped, write, and again with --watch.
 
     parser: from `plot_parser`; draw: is given its arguments.
-    Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments).
+    Exit code: 0, 1 (nothing to draw; --strict), 2 (bad arguments), or `on_standard_streams`'.
     """
-    args = parser.parse_args(argv)
+    return on_standard_streams(lambda: _plot(parser, parser.parse_args(argv), draw))
+
+
+def _plot(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, draw: Callable[..., Drawing]
+) -> int:
     output = args.output or args.results_dir / args.default_name
     if output.suffix != ".pdf":
         parser.error(f"--output must end in .pdf, not {output.name!r}")

@@ -26,6 +26,17 @@ UNVERIFIED = "unverified: not the file that its record describes"
 # Axes of each file of a run of the theory, by its kind.
 AXES = {"fields": (1,), "floor": (1,), "algebra": (2,), "kernel": (1,), "exact": (2,)}
 AXES |= dict.fromkeys(("trained", "lengths"), (1, 1, 1))
+# What its figure needs of the record, and of what type that is not a whole number.
+SAID = {
+    "fields": ("target", "hidden_dim", "block_size"),
+    "algebra": ("block_size",),
+    "kernel": ("state_dim",),
+    "exact": ("group", "length", "block_size", "exact_margin"),
+    "trained": ("group", "length", "block_size"),
+    "lengths": ("group", "length", "block_size", "test_length", "order"),
+}
+SAID_AS = {"target": str, "group": str, "exact_margin": float}
+DENSE = ("block_size", "dense")
 _KEYS = {TOY_RESULTS: (ToyScoreKey, ToyCurveKey), A5_RESULTS: (A5ScoreKey, A5CurveKey)}
 
 
@@ -191,7 +202,7 @@ def find_runs(results_dir: Path, folder: str) -> tuple[list[FoundRun], list[Prob
                 others = [p for p in paths if p.exists() and not record.describes(p)]
                 problems += [Problem(p, UNVERIFIED, key) for p in others]
                 runs.append(FoundRun(key, paths, record, verified=not others))
-        except ResultFileError as error:
+        except (FileNotFoundError, ResultFileError) as error:  # a link whose file is gone
             problems.append(Problem(path, str(error), parse_name(f"{path.stem}.npy")))
     recorded = {path for run in runs for path in run.paths}
     others = set((results_dir / folder).glob("*.npy")) - recorded
@@ -305,7 +316,7 @@ def load_theory_results(results_dir: Path) -> TheoryResults:
             elif record.files:
                 values = tuple(_theory_arrays(path, record))
                 results.runs.append(Measured(record.config, values, record.model_extra))
-        except ResultFileError as error:
+        except (FileNotFoundError, ResultFileError) as error:
             results.problems.append(Problem(path, str(error)))
     strangers = sorted(set(folder.glob("*.npy")) - recorded)
     results.problems += [Problem(path, "has no record") for path in strangers]
@@ -315,8 +326,13 @@ def load_theory_results(results_dir: Path) -> TheoryResults:
 def _theory_arrays(path: Path, record: Record) -> Iterator[np.ndarray]:
     """The arrays of a record's files. Raises: ResultFileError."""
     kind = record.config.get("kind")
-    if kind not in AXES or len(AXES[kind]) != len(record.files):
+    if str(kind) not in AXES or len(AXES[kind]) != len(record.files):
         raise ResultFileError(f"not the record of a run of {', '.join(AXES)}")
+    said = {**record.model_extra, **record.config}
+    for key in SAID.get(kind, ()):
+        expected = SAID_AS.get(key, int)
+        if not isinstance(said.get(key), expected) and (key, said.get(key)) != DENSE:
+            raise ResultFileError(f"{key}: {said.get(key)!r} is not of a run of {kind}")
     for name, ndim in zip(record.files, AXES[kind], strict=True):
         file = path.with_name(name)
         if file.exists() and not record.describes(file):
