@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
@@ -107,6 +108,8 @@ def _usable_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         out = sys.stdout or nowhere
+        if isinstance(out, TextIOWrapper):  # a locale may have no dashes
+            out.reconfigure(errors="backslashreplace")
         errors = _Stream(sys.stderr or out, is_needed=False)
         with redirect_stdout(_Stream(out, is_needed=True)), redirect_stderr(errors):
             yield

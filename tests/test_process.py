@@ -1,5 +1,6 @@
 """Standard output and error that are closed, full, or piped to a process that has left."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,11 @@ def test_every_door_names_a_full_standard_output(tmp_path, words):
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_a_terminal_without_dashes_and_accents_is_printed_to():
+    command = [sys.executable, "compare_to_paper.py", "--format", "html"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii() and "\\u" in done.stdout
