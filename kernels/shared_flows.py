@@ -125,10 +125,10 @@ def _cluster_increments(
 ) -> tuple[Float[np.ndarray, " k"], Integer[np.ndarray, "N intervals"]] | None:
     """Group one channel's increments that differ by float32 rounding only.
 
-    Returns (values (k,) float64, ids (N, n - 1)), or None when k > most or when the increments
-    are spread too evenly to fall into groups. How much rounding there is follows from the size of
-    the paths: first the largest one's, and where that would throw together what smaller paths keep
-    apart, less.
+    Returns (values (k,) float64, ids (N, n - 1)), or None when k > most, when the increments are
+    spread too evenly to fall into groups, or when a point is not finite. How much rounding there is
+    follows from the size of the paths: first the largest one's, and where that would throw together
+    what smaller paths keep apart, less.
     """
     increments = np.diff(channel.astype(np.float64), axis=1)
     sizes = np.max(np.abs(channel), axis=1).astype(np.float64)
@@ -137,7 +137,7 @@ def _cluster_increments(
     harmless = HARMLESS * np.max(np.abs(increments), axis=1)
     allowed = np.maximum(rounding, harmless)[:, None]
     tolerance = float(np.max(rounding))
-    while True:
+    while math.isfinite(tolerance):
         clustered = _cluster_within(increments, tolerance, most)
         if clustered is None:
             return None
@@ -145,6 +145,7 @@ def _cluster_increments(
         if np.all(np.abs(increments - values[ids]) <= allowed):
             return clustered
         tolerance = tolerance / 16 if tolerance > np.min(rounding) else 0.0
+    return None
 
 
 def _cluster_within(

@@ -267,6 +267,14 @@ def test_paths_that_do_not_repeat_increments_are_not_shared(rng, spread):
     assert reason == "the increments do not repeat, or more than 45 are distinct"
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_paths_with_a_number_that_is_none_are_not_shared(lattice_walks, broken):
+    walks = lattice_walks(200, 20, 2)
+    walks[3, 4, 1] = broken
+    with np.errstate(invalid="ignore"):
+        assert find_shared_increments(times(20), walks, H)[0] is None
+
+
 def test_flows_that_need_too_much_memory_are_not_shared(lattice_walks, monkeypatch):
     walks = lattice_walks(200, 20, 2)
     monkeypatch.setattr(shared_flows, "FLOW_MEMORY_LIMIT", 9 * 4 * H * (H + 1))
