@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pad, silu, softplus
 
 from harness.errors import UnavailableError
@@ -66,13 +67,17 @@ def selective_scan(
     through softplus if delta_softplus; z gates the output, y silu(z). With `return_last_state` also
     x_l, from which a later call continues as its `initial_state`. There is no mask: the scan is
     causal, so what pads a shorter sequence at its end changes none of its outputs. `backend` as in
-    `choose_backend`; all but 'reference' differentiate once, and 'mamba_ssm' not the last state.
-    Raises: ValueError, naming the argument; and what `choose_backend` raises.
+    `choose_backend`; all but 'reference' differentiate once, in reverse mode, not by torch.func,
+    and 'mamba_ssm' not the last state.
+    Raises: ValueError, naming the argument; NotImplementedError, for a derivative that a backend
+    lacks; and what `choose_backend` raises.
     """
     given = Arguments(u, delta, A, B, C, D, delta_bias, delta_softplus, initial_state)
     check_arguments(given, z)
     precision = PRECISION[A.dtype]
     chosen = choose_backend(u.device.type, backend, precision)
+    if chosen != "reference":
+        _refuse_tangents(given, chosen)
     with torch.autocast(u.device.type, enabled=False):
         y, last = scan_groups(SCANS[chosen], widened(given))
         y = (y if z is None else y * silu(z.to(precision))).to(u.dtype)
@@ -126,6 +131,14 @@ def _usable(backend: str) -> bool:
             )
         return False
     return True
+
+
+def _refuse_tangents(given: Arguments, backend: str) -> None:
+    """PyTorch takes the forward derivative of an operator that has none for zero."""
+    if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in given):
+        raise NotImplementedError(
+            f"backend {backend!r} has no forward-mode derivative; use backend='reference'"
+        )
 
 
 def _interpreted() -> bool:

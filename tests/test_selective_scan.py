@@ -198,6 +198,22 @@ def test_a_second_derivative_of_the_cpp_is_refused():
         slope.square().sum().backward()
 
 
+@pytest.mark.parametrize("name", ["u", "A", "D"])
+def test_a_forward_derivative_is_right_or_refused(name):
+    arguments = draw(15, "Mamba", (1, 2, 3, 4))
+    x = arguments[name]
+    direction = torch.ones_like(x)
+
+    def scan(x, backend="cpp"):
+        return selective_scan(**{**arguments, name: x}, backend=backend)
+
+    _, found = torch.func.jvp(lambda x: scan(x, "reference"), (x,), (direction,))
+    jacobian = torch.autograd.functional.jacobian(scan, x)
+    torch.testing.assert_close(found, jacobian.flatten(3).sum(3))
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        torch.func.jvp(scan, (x,), (direction,))
+
+
 # Threads
 
 
