@@ -188,7 +188,7 @@ class S4Recurrence(KeepsComplex):
         super().__init__()
         self.mode, self.softplus_step, self.backend = mode, softplus_step, backend
         self.log_real = nn.Parameter(torch.full((width, states), math.log(0.5)))
-        imaginary = math.pi * torch.arange(1, states + 1, dtype=torch.float32)
+        imaginary = math.pi * torch.arange(1.0, states + 1)
         self.imaginary = nn.Parameter(imaginary.repeat(width, 1))
         self.B = nn.Parameter(_complex_xavier(width, states, generator))
         self.C = nn.Parameter(_complex_xavier(width, states, generator))
@@ -265,23 +265,28 @@ class MambaRecurrence(nn.Module):
         return y.transpose(1, 2)
 
 
-def s5_layer(width: int, states: int, generator: torch.Generator) -> nn.Module:
-    """`S5(width, states)` of s5-pytorch, drawn from the generator."""
-    from s5 import S5
+class S5Layer(KeepsComplex):
+    """`S5(width, states)` of s5-pytorch, whose complex parameters survive conversion."""
 
-    class S5Layer(KeepsComplex, S5):
-        """s5-pytorch's layer, whose complex parameters survive conversion."""
+    def __init__(self, width: int, states: int, generator: torch.Generator):
+        """Parameters drawn from the generator."""
+        from s5 import S5
 
-        def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-            """The output at every position; its scan does not compile under autocast."""
-            with torch.autocast(x.device.type, enabled=False):
-                return super().forward(at_least_float32(x)).to(x.dtype)
+        super().__init__()
+        # Its constructor draws from the global generator, which is put back as it was.
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.seq = S5(width, states).seq
 
-    # Its constructor draws from the global generator, which is put back as it was.
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return S5Layer(width, states)
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """The output at every position; its scan does not compile under autocast."""
+        from s5 import S5
+
+        # No subclass, which would be local to a function where s5-pytorch is optional, so that
+        # no model of it could be pickled.
+        with torch.autocast(x.device.type, enabled=False):
+            return S5.forward(self, at_least_float32(x)).to(x.dtype)
 
 
 def make_layer(
@@ -309,5 +314,5 @@ def make_layer(
         case "Mamba":
             return MambaRecurrence(width, states, backend, generator)
         case "S5":
-            return s5_layer(width, states, generator)
+            return S5Layer(width, states, generator)
     raise ValueError(f"no such layer: {name}")

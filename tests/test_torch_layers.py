@@ -1,6 +1,7 @@
 """The layers of the sequence models against closed forms, SciPy and PyTorch's own layers."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from torch_layers import (
     MambaRecurrence,
     PositionalEncoding,
     S4Recurrence,
+    S5Layer,
     TransformerLayer,
     linear,
     log_uniform_steps,
-    s5_layer,
 )
 
 WIDTH, STATES, LENGTH = 6, 5, 11
@@ -38,7 +39,7 @@ LAYERS = {
     "S4": lambda g: S4Recurrence(WIDTH, STATES, "convolution", True, "reference", g),
     "S4 scan": lambda g: S4Recurrence(WIDTH, STATES, "scan", True, "reference", g),
     "Mamba": lambda g: MambaRecurrence(WIDTH, STATES, "reference", g),
-    "S5": lambda g: s5_layer(WIDTH, WIDTH, g),
+    "S5": lambda g: S5Layer(WIDTH, WIDTH, g),
 }
 
 
@@ -187,6 +188,13 @@ def test_dropout_zeroes_its_share_rescales_the_rest_and_rests_in_evaluation():
     assert layer.eval()(x) is x
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_saved_whole_computes_the_same(name):
+    x = torch.randn(2, LENGTH, WIDTH, generator=generator(1))
+    layer = LAYERS[name](generator())
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+
+
 def test_linear_starts_as_pytorchs():
     layer = linear(400, 300, generator()).requires_grad_(False)
     for values in (layer.weight, layer.bias):
@@ -207,7 +215,7 @@ CONVERSIONS = {
 def complex_layers():
     return {
         "S4": S4Recurrence(16, 8, "convolution", True, "reference", generator()),
-        "S5": s5_layer(16, 8, generator()),
+        "S5": S5Layer(16, 8, generator()),
     }
 
 
@@ -234,6 +242,17 @@ def test_a_converted_s4_computes_what_it_did(mode):
     torch.testing.assert_close(halved.float(), plain, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["S4", "S4 scan", "Mamba"])
+def test_a_layer_made_in_float64_computes_in_it(name):
+    x = torch.randn(2, LENGTH, WIDTH, generator=generator(1))
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = LAYERS[name](generator())(x.double())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert y.dtype == torch.float64
+
+
 @pytest.mark.parametrize("mode", ["convolution", "scan"])
 def test_under_autocast_s4_computes_in_float32_and_its_gradients_too(mode):
     x = torch.randn(2, 12, 16, generator=generator(), requires_grad=True)
@@ -249,7 +268,7 @@ def test_under_autocast_s4_computes_in_float32_and_its_gradients_too(mode):
 
 def test_under_autocast_s5_computes_in_float32():
     pytest.importorskip("s5", reason="needs s5-pytorch")
-    x, layer = torch.randn(2, 12, 16, generator=generator()), s5_layer(16, 8, generator())
+    x, layer = torch.randn(2, 12, 16, generator=generator()), S5Layer(16, 8, generator())
     plain = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), plain)
