@@ -81,7 +81,7 @@ class LinearCDE(eqx.Module):
     ) -> Float[Array, " H"]:
         """Z at the last time, by one of the solvers."""
         control = control_path(ts, path)
-        return solve(self.A, self.B, self.initial_state(path[0]), ts, control, control)
+        return solve(self.A, self.B, self.initial_state(control[0, 1:]), ts, control, control)
 
 
 def control_path(ts: Float[Array, " n"], path: Float[Array, "n d"]) -> Float[Array, "n omega"]:

@@ -140,6 +140,15 @@ def test_blocks_are_drawn_with_the_scale_of_their_own_size(k):
         LinearCDE(512, 3, key=key, block_size=3)
 
 
+def test_times_in_float64_take_a_float32_path_along(float64, rng):
+    ts, path = jnp.linspace(0, 1, 5), jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
+    model = LinearCDE(4, 2, key=jax.random.PRNGKey(0))
+    with jax.numpy_dtype_promotion("standard"):
+        found = model(ts, path, scan_cde_solve)
+        expected = model(ts, path.astype(jnp.float64), scan_cde_solve)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_model_starts_at_its_first_point_and_is_driven_by_time_and_path(rng):
     model = LinearCDE(8, 2, key=jax.random.PRNGKey(0))
     path = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
