@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def s4_kernel(
@@ -39,15 +38,23 @@ def causal_convolution(
         return _ToeplitzProduct.apply(u.to(kernel.dtype), kernel).to(u.dtype)
 
 
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass that computes in its tensors' dtypes, where it is called under autocast."""
+def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that computes in its tensors' dtypes, where it is called under autocast.
+
+    PyTorch's decorator of this name lets `torch.autograd.grad` take further derivatives for zero.
+    """
 
     @functools.wraps(backward)
-    def plain(ctx: Any, gradient: Tensor) -> Any:
+    def once(ctx: Any, gradient: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the S4 convolution differentiates once; for higher derivatives use S4's mode "
+                "'scan' and the scan's backend 'reference'"
+            )
         with torch.autocast(gradient.device.type, enabled=False):
             return backward(ctx, gradient)
 
-    return plain
+    return once
 
 
 class _ExponentialSum(torch.autograd.Function):
@@ -67,8 +74,7 @@ class _ExponentialSum(torch.autograd.Function):
         return (weighted @ _as_pairs(near).transpose(1, 2)).flatten(1)[:, :length]
 
     @staticmethod
-    @once_differentiable
-    @_without_autocast
+    @_once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         weights, near, far = ctx.saved_tensors
         grid = far.shape[1], near.shape[1]
@@ -105,8 +111,7 @@ class _ToeplitzProduct(torch.autograd.Function):
         return (u @ _toeplitz(kernel).transpose(1, 2)).transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
-    @_without_autocast
+    @_once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         u, kernel = ctx.saved_tensors
         length = kernel.shape[1]

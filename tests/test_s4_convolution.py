@@ -51,6 +51,12 @@ def test_the_convolutions_gradients_are_finite_differences(length):
     assert torch.autograd.gradcheck(causal_convolution, (u, kernel))
 
 
+def test_a_second_derivative_is_refused_and_not_zero():
+    u, kernel = drawn(3, 2, 7), drawn(2, 7, seed=1)
+    with pytest.raises(NotImplementedError, match="differentiates once"):
+        torch.autograd.functional.hessian(lambda k: causal_convolution(u, k).square().sum(), kernel)
+
+
 # torch.compile instantiates every autograd function, which PyTorch itself deprecates.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_both_compile_to_the_same_values_and_gradients():
