@@ -24,7 +24,6 @@ from sklearn.linear_model import LinearRegression
 from kernels.token_cde import matmul, token_times
 
 Precision = Literal["float32", "tf32"]
-CLOSEST = 1e-4  # of two times, over the later one
 # A, dense or by its blocks.
 Fields = Float[Array, "H omega H"] | Float[Array, "G k omega k"]
 # solve(A, B, y0, ts, omega, xi) -> the state at ts[-1], (H,)
@@ -163,12 +162,12 @@ def adaptive_cde_solve(
 def solver_times(ts: Float[Array, " n"]) -> Float[Array, " n"]:
     """Times from 0 for diffrax, which passes over two units in the last place at every point.
 
-    A CDE sees its controls, not the clock. So times start at 0, and points that would lose more
-    than a thousandth or so of an interval are spread evenly.
+    A CDE sees its controls, not the clock. So times start at 0, and are spread evenly where some
+    interval is shorter than half the mean one, and would lose more.
     """
     ts = ts - ts[0]
-    close = jnp.any(jnp.diff(ts) < CLOSEST * ts[1:])
-    return jnp.where(close, jnp.linspace(0, ts[-1], len(ts), dtype=ts.dtype), ts)
+    short = jnp.any(jnp.diff(ts) < ts[-1] / (2 * max(1, len(ts) - 1)))
+    return jnp.where(short, jnp.linspace(0, ts[-1], len(ts), dtype=ts.dtype), ts)
 
 
 def most_steps(points: int) -> int:
