@@ -10,7 +10,7 @@ size k, (G, k, omega, k): G systems that do not see each other; k = 1 is a diago
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import diffrax
 import equinox as eqx
@@ -97,8 +97,11 @@ def apply_field(
     """sum_i A_i y control^i, (H,), of a dense or a block-diagonal A.
 
     "tf32" rounds A and y to TF32's 10 mantissa bits, as an NVIDIA GPU's matrix product does by
-    default, on any hardware; "float32" is full float32 on a GPU too.
+    default, on any hardware; "float32" is full float32 on a GPU too. Raises: ValueError, for
+    another precision.
     """
+    if matmul_precision not in (known := get_args(Precision)):
+        raise ValueError(f"matmul_precision must be one of {known}, not {matmul_precision!r}")
     if matmul_precision == "tf32":
         A, y = (jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10) for x in (A, y))
     *blocks, k = A.shape[:-2]

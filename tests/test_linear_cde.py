@@ -1,5 +1,6 @@
 """The Linear CDE's parameters are the released runs', and its solvers solve its equation."""
 
+import inspect
 from functools import partial
 
 import numpy as np
@@ -387,6 +388,12 @@ def test_solvers_pass_the_precision_on(equation, rng, solve):
     full = solve(A, B, y0, *times, control, control, **options)
     rounded = solve(A, B, y0, *times, control, control, matmul_precision="tf32", **options)
     assert 1e-6 < relative_error(rounded, np.asarray(full)) < 1e-2
+
+
+def test_another_precision_is_refused_without_checked_types_too(equation):
+    A, _, y = equation(np.float32)
+    with pytest.raises(ValueError, match=r"must be one of .'float32', 'tf32'., not 'TF32'"):
+        inspect.unwrap(apply_field)(A, y, jnp.zeros(CONTROLS), "TF32")
 
 
 def test_float32_is_asked_of_a_gpu_explicitly(equation):
