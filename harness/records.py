@@ -274,9 +274,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ResultsError(
-            f"the results folder {folder} cannot be written: {error.strerror}"
-        ) from None
+        raise ResultsError(f"the folder {folder} cannot be written: {error.strerror}") from None
 
 
 def save_run(

@@ -340,7 +340,7 @@ def test_a_results_folder_is_made_and_left_empty(tmp_path):
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_file_in_the_way_of_the_results_folder_is_named(tmp_path, folder):
     (tmp_path / "file").touch()
-    with pytest.raises(ResultsError, match=f"the results folder {tmp_path / folder} cannot be"):
+    with pytest.raises(ResultsError, match=f"the folder {tmp_path / folder} cannot be"):
         check_writable(tmp_path / folder)
 
 

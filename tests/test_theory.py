@@ -389,3 +389,18 @@ def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
     for ending in (".pdf", ".png"):
         pictures = [path.with_suffix(ending).read_bytes() for path in (one, two)]
         assert pictures[0] == pictures[1]
+
+
+def test_a_measurement_that_diverges_is_named_and_the_others_are_done(tmp_path, monkeypatch):
+    pytest.importorskip("jax", reason="needs the JAX environment")
+
+    def kernel(run, data_dir):
+        raise FloatingPointError("the states are not finite")
+
+    monkeypatch.setattr("experiments.theory.parts.do_kernel", kernel)
+    config = config_of(parts=["kernel", "groups"], kernel_state_dims=[4], trained_groups={})
+    config = config.model_copy(update={"exact_length": 10, "exact_sequences": 1})
+    runs = theory.plan(config, tmp_path)
+    with pytest.raises(FloatingPointError, match=f"{runs[0].label} diverged: the states"):
+        theory.run(config, runs, tmp_path, "cpu")
+    assert [run.record.exists() for run in runs] == [False, *[True] * (len(runs) - 1)]

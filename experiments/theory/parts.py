@@ -266,8 +266,8 @@ def settings_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
 def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> None:
     """Do the runs, each a few numbers with its record.
 
-    Raises: UnavailableError, DataError, ResultsError, OSError, FloatingPointError, at the end for
-    training that diverged.
+    Raises: UnavailableError, DataError, ResultsError, OSError, and, when all is done,
+    FloatingPointError that names the runs that diverged.
     """
     del config
     from linear_cde import adaptive_cde_solve
@@ -285,10 +285,13 @@ def run(config: Config, runs: Iterable[Run], data_dir: Path, device: str) -> Non
     origin = origin_of_jax_runs(PACKAGES, device)
     outcomes = {}
     for run in runs:
-        if run.config["kind"] in measure:
-            do_measurement(run, partial(measure[run.config["kind"]], run, data_dir), origin)
-        else:
+        if run.config["kind"] not in measure:
             outcomes[run.label] = do_run(run, prepare(run), origin)
+            continue
+        try:
+            do_measurement(run, partial(measure[run.config["kind"]], run, data_dir), origin)
+        except FloatingPointError as error:
+            outcomes[run.label] = f"diverged: {error}"
     report_divergence(outcomes)
 
 
