@@ -98,10 +98,10 @@ def _is_due(run: Run, replaced: Mapping[Path, Version]) -> bool:
     """
     for path in (run.record, *run.files):
         remove_temporaries(path)
-    if _is_replaced(run, replaced):
+    state = run_state(run)
+    if _is_replaced(run, replaced) and state.status is not Status.NOT_NEEDED:
         Checkpoints(checkpoint_folder(run), run.config).remove()
         return True
-    state = run_state(run)
     match state.status:
         case Status.DONE:
             print(f"{run.label}: done by another process meanwhile", flush=True)

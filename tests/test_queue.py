@@ -14,7 +14,7 @@ from harness.locks import Lock, this_process
 from harness.outcomes import NOT_NEEDED, UNFINISHED
 from harness.process import Stop
 from harness.queue import claimed_runs, run_lock
-from harness.records import Run, Status, run_state, save_run
+from harness.records import Run, Status, outcome, run_state, save_run
 from verdict.results import load_a5_results
 
 
@@ -138,6 +138,19 @@ def test_a_run_that_became_needless_says_so_in_a_record(runs, capsys):
     assert run_state(runs[0]).status is Status.MISSING
     results = load_a5_results(runs[0].record.parents[1])
     assert results.curves == [] and results.problems == []
+
+
+@pytest.mark.parametrize("results_before", [False, True])
+def test_overwriting_does_a_needless_run_only_to_replace_its_result(runs, results_before):
+    needless = replace(runs[1], not_needed=lambda: "why" if outcome(runs[0]) == "solved" else "")
+    for run in (runs[0], needless) if results_before else ():
+        finish(run, "not solved")
+    with claims([runs[0], needless], overwrite=True) as todo:
+        for run in todo:
+            finish(run)
+    assert outcome(runs[0]) == "solved"
+    assert run_state(needless).status is (Status.DONE if results_before else Status.NOT_NEEDED)
+    assert outcome(needless) == ("solved" if results_before else None)
 
 
 def test_a_needless_run_that_was_unfinished_keeps_its_results_so_far(runs):
