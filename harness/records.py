@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import socket
@@ -364,8 +365,10 @@ def _command() -> str:
 def _commit() -> tuple[str, bool] | tuple[None, None]:
     """The repository's commit, and whether files differ from it; None without git or a clone."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    # An export without .git may lie in another repository, whose commit says nothing of it.
+    how = {"cwd": ROOT, "env": {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}}
     try:
-        done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(describe, **how, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None, None
     commit, _, dirty = done.stdout.strip().partition("-")

@@ -53,6 +53,11 @@ def test_the_origin_names_the_commit_and_whether_files_differ_from_it(tmp_path, 
     assert origin["dirty"] is False
     (tmp_path / "code.py").write_text("2")
     assert provenance([], "cpu")["dirty"] is True
+    export = tmp_path / "export"
+    export.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", export)
+    monkeypatch.setattr(records, "ROOT", export)
+    assert provenance([], "cpu")["commit"] is None
 
 
 def test_without_git_the_origin_has_no_commit(tmp_path, monkeypatch):
