@@ -203,7 +203,7 @@ def run_state(run: Run) -> RunState:
         if not record.describes(path):
             return conflict(f"{path} is not the file its record describes")
     if not difference:
-        return RunState(run, Status.DONE)
+        return RunState(run, Status.DONE, ended if diverged(ended) else "")
     if by_itself:
         return RunState(run, Status.DONE, f"{ended}, with {difference}")
     return _still_to_do(run, f"its files end earlier, and stay until it is as far: {difference}")

@@ -17,6 +17,7 @@ from harness.records import (
     UNFINISHED,
     Run,
     RunContext,
+    RunState,
     Status,
     check_writable,
     latest_metric,
@@ -244,6 +245,11 @@ def test_a_run_that_ended_by_itself_is_done_under_any_schedule_that_ends_later(
         f"{k} {SCHEDULED[k]} where this run has {v}" in state.reason for k, v in schedule.items()
     )
     assert outcome(run) == ending
+
+
+def test_the_plan_says_of_a_diverged_run_that_it_diverged(ended):
+    words = "diverged: the loss was nan at step 3"
+    assert run_state(ended(words)) == RunState(ended(words), Status.DONE, words)
 
 
 @pytest.mark.parametrize("schedule", [LONGER, LONGER | OFTENER], ids=["longer", "and oftener"])
