@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -96,8 +97,12 @@ def command(argv: Sequence[str] | None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             # Asked first: JAX may turn the KeyboardInterrupt itself into another error.
             if stop.wanted:
-                how = " without --overwrite" if arguments.overwrite else ""
-                message = f"stopped; finished runs are kept, the same command{how} goes on"
+                message = "stopped; finished runs are kept, the same command goes on"
+                if arguments.overwrite:
+                    message += (
+                        " without --overwrite; earlier results that it finds in the way, or takes "
+                        "for done, are replaced one by one: --overwrite --only LABEL"
+                    )
                 return fail(message, code=stop.exit_code)
             if isinstance(error, ConfigError | ResultsError | UnavailableError):
                 return fail(str(error), code=2)
@@ -385,7 +390,7 @@ def print_next_step(name: str, results_dir: Path) -> None:
     folder = results_dir.relative_to(here) if results_dir.is_relative_to(here) else results_dir
     paper = "beside the paper: python compare_to_paper.py"
     step = "drawn: python plot_theory.py" if name == "theory" else paper
-    print(f"{step} --results-dir {folder}")
+    print(f"{step} --results-dir {shlex.quote(str(folder))}")
 
 
 def fail(message: str, code: int = 1) -> int:

@@ -330,6 +330,28 @@ def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on(jax, command, r
     assert len(after) == 2 * (done + 1) and before.items() <= after.items()
 
 
+def test_ctrl_c_while_overwriting_says_how_to_replace_what_was_not_begun(
+    jax, command, results_dir, monkeypatch, capsys
+):
+    assert main(command(solver="scan", runs=2)) == 0
+    words, save = command(solver="scan", runs=2, seed=7), lcde_toy.save_run
+
+    def stopped(*saved):
+        save(*saved)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lcde_toy, "save_run", stopped)
+        assert main([*words, "--overwrite"]) == 130
+    assert "--overwrite --only LABEL" in capsys.readouterr().err
+    assert main(words) == 2
+    before = content(results_dir)
+    assert main([*words, "--overwrite", "--only", "2D run 1"]) == 0
+    kept = [name for name, data in content(results_dir).items() if data == before[name]]
+    assert {Path(name).stem for name in kept} == {"lin_cde_mse_2_run_0"}
+    assert main(words) == 0
+
+
 def test_ctrl_c_counts_also_where_jax_turns_it_into_another_error(
     jax, command, monkeypatch, capsys
 ):
