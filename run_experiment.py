@@ -233,7 +233,10 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     if to_do:
         check_writable(to_do[0].record.parent)
         if arguments.launcher == "in-process":
-            do_runs(experiment, config, to_do, arguments, stop, display)
+            try:
+                do_runs(experiment, config, to_do, arguments, stop, display)
+            except FloatingPointError as error:  # at the end, of the runs that diverged
+                code = fail(str(error))
         else:
             code = launch(arguments, config, to_do, results_dir)
     if arguments.save_model:

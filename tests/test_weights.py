@@ -231,6 +231,19 @@ def test_the_command_saves_models_of_runs_it_does_and_of_those_done_before(tmp_p
     assert first.read_bytes() == b"mine"
 
 
+def test_a_run_that_diverges_does_not_keep_the_others_from_being_saved(tmp_path, capsys):
+    pytest.importorskip("torch", reason="the other environment's")
+    words = ["-m", "SequenceModel", "-e", "A5", "-n", "RNN", "-l", "4", "--set", "depths=[1,2]"]
+    words += ["--data-dir", str(tmp_path), "--results-dir", str(tmp_path / "results")]
+    settings = {"hidden_dim": 8, "samples": 200, "epochs": 1, "num_heads": 2, "batch_size": 8}
+    settings |= {"search": "false", "learning_rates": "{RNN: [1.0e+38, 1.0e-4]}"}
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value}"]
+    assert main([*words, "--save-model", str(tmp_path / "weights")]) == 1
+    assert "error: A5 length 4, RNN, depth 1 diverged: " in capsys.readouterr().err
+    assert [path.name[:7] for path in (tmp_path / "weights").iterdir()] == ["RNN_4_2"]
+
+
 def test_the_random_linear_cde_has_nothing_to_save(tmp_path, capsys):
     words = ["-m", "LCDE", "-e", "toy", "--results-dir", str(tmp_path / "results")]
     assert main([*words, "--save-model", str(tmp_path / "weights")]) == 2
