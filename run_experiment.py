@@ -61,6 +61,7 @@ SIGUSR2. They save a checkpoint first; a second Ctrl-C ends at once. SIGTERM als
 background job, which ignores Ctrl-C.
 """
 
+RATHER_THAN_OVERWRITE = " without --overwrite; earlier results left: --overwrite --only LABEL"
 # Flags for keys of the config: metavar, help.
 FLAGS: Mapping[str, tuple[str, str]] = {
     "-s": ("SEED", "random seed"),
@@ -97,12 +98,8 @@ def command(argv: Sequence[str] | None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             # Asked first: JAX may turn the KeyboardInterrupt itself into another error.
             if stop.wanted:
-                message = "stopped; finished runs are kept, the same command goes on"
-                if arguments.overwrite:
-                    message += (
-                        " without --overwrite; earlier results that it finds in the way, or takes "
-                        "for done, are replaced one by one: --overwrite --only LABEL"
-                    )
+                how = RATHER_THAN_OVERWRITE if arguments.overwrite else ""
+                message = f"stopped; finished runs are kept, the same command goes on{how}"
                 return fail(message, code=stop.exit_code)
             if isinstance(error, ConfigError | ResultsError | UnavailableError):
                 return fail(str(error), code=2)
@@ -255,13 +252,11 @@ def experiment_name(model: str, experiment: str) -> str:
 
 def chosen_runs(runs: list[Run], label: str | None) -> list[Run]:
     """All runs, or the one of a label. Raises: ConfigError."""
-    if label is None:
-        return runs
-    labels = [run.label for run in runs]
-    if label not in labels:
-        nearest = "; ".join(difflib.get_close_matches(label, labels, cutoff=0.0))
+    chosen = [run for run in runs if label in (None, run.label)]
+    if label and not chosen:
+        nearest = "; ".join(difflib.get_close_matches(label, [r.label for r in runs], cutoff=0.0))
         raise ConfigError(f"--only {label}: no such run; --plan lists them, the nearest: {nearest}")
-    return [run for run in runs if run.label == label]
+    return chosen
 
 
 def display_of(folder: Path | None) -> Display:
@@ -307,8 +302,7 @@ def print_plan(runs: Sequence[Run]) -> None:
 
 def announce(runs: Sequence[Run], to_do: Sequence[Run], results_dir: Path) -> None:
     """Say how many runs are done already, and how to do them again."""
-    done = len(runs) - len(to_do)
-    if done:
+    if done := len(runs) - len(to_do):
         print(
             f"{done} of {len(runs)} runs are done already in {results_dir}: not repeated "
             "(--results-dir DIR runs them afresh elsewhere, --overwrite replaces them)"
