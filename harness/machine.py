@@ -33,14 +33,12 @@ def others_running() -> int:
 
     The least of a few looks, which what only wakes for a moment does not pass.
     """
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0
-    looks = []
+    stat, looks = Path("/proc/stat"), []
     for _ in range(10):
         time.sleep(0.005)
-        (running,) = re.findall(r"^procs_running (\d+)$", stat.read_text(), re.MULTILINE)
-        looks.append(int(running) - 1)  # this process is one
+        text = stat.read_text() if stat.exists() else ""
+        running = re.search(r"^procs_running (\d+)$", text, re.MULTILINE)
+        looks.append(int(running[1]) - 1 if running else 0)  # this process is one
     return max(min(looks), 0)
 
 
