@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# Times that an OpenMP thread looks for work before it sleeps: a millisecond, some microseconds.
+# Times that an OpenMP thread that waits looks for work before it sleeps.
 SPINS_ALONE, SPINS_BESIDE_OTHERS = "16000", "1000"
 # Of the exported variables these change numbers: TF32 on a GPU, bfloat16 in a CPU's products.
 ROUNDING = (
