@@ -147,7 +147,8 @@ def add_width_legend(axes: Axes, sizes: Iterable[int | str]) -> None:
         Line2D([], [], **PREDICTION, ls="--", label="predicted: floor of k = 1 on the volume"),
         Line2D([], [], **PREDICTION, ls=":", label="predicting zero"),
     ]
-    axes.legend(handles=handles, loc="lower left", **LEGEND)
+    see_through = {**LEGEND, "framealpha": 0}  # a line passes under it
+    axes.legend(handles=handles, loc="lower left", **see_through)
 
 
 def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
@@ -248,7 +249,7 @@ def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="Block size k", ylabel="Accuracy at the last position")
     axes.set(ylim=(-0.03, 1.5), yticks=np.linspace(0, 1, 6))  # room for the legend above
-    axes.legend(loc="upper left", ncols=2, **LEGEND)
+    axes.legend(loc="upper left", ncols=2, columnspacing=1, **LEGEND)
     return notes
 
 
