@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
-from sklearn.linear_model import LinearRegression
 
 from kernels.token_cde import matmul, token_times
 
@@ -260,6 +259,9 @@ def train_linear(
     than the choice of solver does.
     Raises: FloatingPointError, when a feature is not finite.
     """
+    # Here, because it costs as much as JAX to import, and training on words does not need it.
+    from sklearn.linear_model import LinearRegression
+
     if not np.isfinite(features).all():
         raise FloatingPointError("the Linear CDE's features are not finite: its solve diverged")
     features = features.astype(np.float64)

@@ -345,9 +345,8 @@ def same_state(one, other):
 def test_killed_runs_resume_to_the_bits_of_an_undisturbed_run(tmp_path, killed_at_step):
     assert main(tiny_run(tmp_path, tmp_path / "whole")) == 0
     killed = tmp_path / "killed"
-    for step in (127, 251):  # some steps after a checkpoint
-        killed_at_step(step, tiny_run(tmp_path, killed))
-        assert results_of(killed)[2]["outcome"] == "unfinished"
+    killed_at_step(251, tiny_run(tmp_path, killed))  # some steps after a checkpoint
+    assert results_of(killed)[2]["outcome"] == "unfinished"
     assert main(tiny_run(tmp_path, killed)) == 0
     steps, accuracies, record = results_of(tmp_path / "whole")
     again = results_of(killed)

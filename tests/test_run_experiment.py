@@ -424,6 +424,10 @@ def test_the_jax_wing_never_imports_torch(jax, tmp_path):
     assert imported(["linear_cde", "sklearn.linear_model"], tmp_path, {"torch": ""}) == []
 
 
+def test_the_linear_cde_imports_no_readout_before_one_is_fitted(jax, tmp_path):
+    assert imported(["linear_cde"], tmp_path, {"sklearn": ""}) == []
+
+
 def test_the_door_the_figures_and_the_comparison_import_no_framework(tmp_path):
     modules = ["run_experiment", "plot_toy", "compare_to_paper", "data_dir.datasets"]
     assert imported(modules, tmp_path, {"torch": "", "jax": ""}) == []
