@@ -51,6 +51,18 @@ def config_of(**changes) -> theory.Config:
     return load_config(theory.Config, CONFIG_FOLDER / "theory.yaml", overrides)
 
 
+@pytest.mark.parametrize(("name", "order"), [("A5", 60), ("S5", 60), ("Z60", 30), ("A4xZ5", 4)])
+def test_what_smaller_blocks_do_not_see_is_a_normal_subgroup(name, order):
+    pytest.importorskip("jax", reason="the benchmark needs JAX")
+    from benchmarks.smaller_blocks import normal_subgroup
+
+    symbols, found = group(name), normal_subgroup(group(name))
+    inverses = np.argmax(symbols.products == symbols.identity, axis=1)
+    conjugates = symbols.products[symbols.products[:, sorted(found)], inverses[:, None]]
+    assert len(found) == order and set(conjugates.ravel().tolist()) == found
+    assert {int(symbols.products[a, b]) for a, b in product(found, repeat=2)} == found
+
+
 @pytest.mark.parametrize("name", GROUP_NAMES)
 def test_a_representation_multiplies_as_the_group_and_tells_all_elements_apart(name):
     symbols, blocks = group(name), representation(name)
@@ -363,6 +375,19 @@ def command(door: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def last_accuracy(run) -> float:
+    """Of the model that `smaller_blocks` takes from a run's checkpoints, on its test words."""
+    import jax
+
+    from benchmarks.smaller_blocks import answers, trained_model
+
+    config = run.config
+    size, seed = (config["test_samples"], config["length"]), (config["seed"], config["run"])
+    words = random_words(group(config["group"]), *size, TEST, seed)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        return np.mean(answers(trained_model(run), words.tokens) == words.targets[:, -1])
+
+
 def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
     tmp_path, lattice_walks, write_toy_files, rng, jax, capsys
 ):
@@ -379,6 +404,9 @@ def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
     assert len(planned) == len(list((tmp_path / "results" / THEORY_RESULTS).glob("*.json")))
     assert main([str(word) for word in words]) == 0
     assert f"{len(planned)} of {len(planned)} runs are done already" in capsys.readouterr().out
+
+    (run,) = (run for run in planned if run.config["kind"] == "trained")
+    assert last_accuracy(run) == read_record(run.record).model_extra["accuracy"]
 
     options = ["--results-dir", str(tmp_path / "results"), "--output"]
     one, two = (tmp_path / name for name in ("one.pdf", "two.pdf"))
