@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-m", "--model", required=True, choices=["LCDE", "SequenceModel"])
     parser.add_argument("-e", "--experiment", required=True, choices=["toy", "A5", "theory"])
-    flags = parser.add_argument_group("settings of the config (each only where it applies)")
+    flags = parser.add_argument_group("settings of the config (where they apply; lists: '[3, 4]')")
     # All that is given, so that a key set twice can be refused: argparse would take the last.
     kept: dict[str, Any] = {"dest": "given", "action": "append", "default": []}
     for flag, (metavar, words) in FLAGS.items():
