@@ -54,7 +54,7 @@ def config_of(**changes) -> theory.Config:
 @pytest.mark.parametrize(("name", "order"), [("A5", 60), ("S5", 60), ("Z60", 30), ("A4xZ5", 4)])
 def test_what_smaller_blocks_do_not_see_is_a_normal_subgroup(name, order):
     pytest.importorskip("jax", reason="the benchmark needs JAX")
-    from benchmarks.smaller_blocks import normal_subgroup
+    from benchmarks.theory_models import normal_subgroup
 
     symbols, found = group(name), normal_subgroup(group(name))
     inverses = np.argmax(symbols.products == symbols.identity, axis=1)
@@ -376,10 +376,10 @@ def command(door: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def last_accuracy(run) -> float:
-    """Of the model that `smaller_blocks` takes from a run's checkpoints, on its test words."""
+    """Of the model that `theory_models` takes from a run's checkpoints, on its test words."""
     import jax
 
-    from benchmarks.smaller_blocks import answers, trained_model
+    from benchmarks.theory_models import answers, trained_model
 
     config = run.config
     size, seed = (config["test_samples"], config["length"]), (config["seed"], config["run"])

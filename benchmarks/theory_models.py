@@ -1,18 +1,23 @@
-"""What trained Linear CDEs know whose blocks are smaller than theory asks (docs/theory.md, 4).
+"""What the models are like that `-e theory` has trained, for docs/theory.md, section 4.
 
-Of each run of the theory's groups that is done with a block size below the largest, the trained
-model is taken from the checkpoints of the results folder and answers fresh words at the last
-position. Beside its accuracy: how often the answer is in the right coset of a normal subgroup K, so
-that what is wrong is an element of K; and the accuracy by a property of words that an explanation
-would have it depend on. Nothing is timed. Progress on standard error; standard output is one JSON
-object.
+They are taken from the checkpoints of a results folder, and answer fresh words. Nothing is timed.
 
-    python benchmarks/smaller_blocks.py [--results-dir DIR] [--words 8000]
+Groups, with blocks below the largest size: how often the answer at the last position is right; how
+often it is in the right coset of a normal subgroup K, so that what is wrong is an element of K; and
+the accuracy by a property of words that an explanation would have it depend on.
+Lengths: the first position that is right in less than 0.99 of the words, as the model is and with
+its layer norm in float64; and the first at which that norm's variance, in float32, is not finite in
+more than 0.01 of them.
+
+Progress on standard error; standard output is one JSON object.
+
+    python benchmarks/theory_models.py [--results-dir DIR]
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +25,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -27,7 +33,7 @@ import numpy as np
 from data_dir.finite_groups import Group, group
 from experiments import theory
 from experiments.lcde_a5 import model_of
-from experiments.lcde_training import fast_states, with_leaves
+from experiments.lcde_training import Batch, accuracy_by_position, fast_states, with_leaves
 from experiments.schema import load_config
 from experiments.theory.training import a5_config, random_words
 from experiments.training_loop import checkpoint_config
@@ -35,10 +41,11 @@ from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.machine import describe_machine
 from harness.paths import CONFIG_FOLDER, RESULTS_DIR
 from harness.records import Run, Status, run_state
+from kernels.token_cde import matmul
 from linear_cde import A5LinearCDE
 
 TAG = 37  # of these words' random numbers
-BATCH = 1000
+GROUP_WORDS, LENGTH_WORDS, BATCH = 8000, 200, 50
 MODEL = "model."
 
 
@@ -92,6 +99,17 @@ def trained_model(run: Run) -> A5LinearCDE:
     return with_leaves(model_of(settings, jr.key(0)), arrays)
 
 
+def fresh_words(run: Run, count: int, length: int) -> tuple[Group, Batch]:
+    """Words that no run has seen in training or test but by chance."""
+    symbols = group(run.config["group"])
+    return symbols, random_words(symbols, count, length, TAG, (run.config["run"],))
+
+
+def parts_of(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """As many sequences at a time as memory allows at any length."""
+    return (tokens[i : i + BATCH] for i in range(0, len(tokens), BATCH))
+
+
 @eqx.filter_jit
 def answers(model: A5LinearCDE, tokens: np.ndarray) -> np.ndarray:
     """The element that a model says at the last position of each word."""
@@ -100,13 +118,11 @@ def answers(model: A5LinearCDE, tokens: np.ndarray) -> np.ndarray:
     return jnp.argmax(logits[:, 0], axis=-1)
 
 
-def measure(run: Run, words: int) -> dict:
+def measure_group(run: Run) -> dict:
     """Accuracy, that of the coset of K, and by a property of words."""
-    symbols = group(run.config["group"])
-    batch = random_words(symbols, words, run.config["length"], TAG, (run.config["run"],))
+    symbols, batch = fresh_words(run, GROUP_WORDS, run.config["length"])
     answer = partial(answers, trained_model(run))
-    parts = [answer(batch.tokens[i : i + BATCH]) for i in range(0, words, BATCH)]
-    found, right = np.concatenate(parts), batch.targets[:, -1]
+    found, right = np.concatenate([answer(x) for x in parts_of(batch.tokens)]), batch.targets[:, -1]
     inverse = np.argmax(symbols.products == symbols.identity, axis=1)
     in_K = np.isin(np.arange(symbols.order), list(normal_subgroup(symbols)))
     result = {
@@ -123,23 +139,63 @@ def measure(run: Run, words: int) -> dict:
     return result
 
 
+@eqx.filter_jit
+def before_the_norm(model: A5LinearCDE, tokens: np.ndarray) -> np.ndarray:
+    """(b, L, H): what stands between the states and the layer norm."""
+    states, embedded = fast_states(model, tokens), model.embedding[tokens]
+    return jax.nn.relu(matmul(states, model.mix.weight.T) + model.mix.bias) + embedded
+
+
+def answers_of_wide_norm(model: A5LinearCDE, hidden: np.ndarray) -> np.ndarray:
+    """(b, L): the elements that the model says where the layer norm is computed in float64."""
+    wide = hidden.astype(np.float64)
+    wide -= wide.mean(axis=-1, keepdims=True)
+    wide /= np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + model.norm.eps)
+    weight, bias, out = map(np.asarray, (model.norm.weight, model.norm.bias, model.out.weight))
+    return np.argmax((wide * weight + bias) @ out.T + np.asarray(model.out.bias), axis=-1)
+
+
+@np.errstate(all="ignore")  # what overflows is what is measured
+def measure_lengths(run: Run) -> dict:
+    """Where the accuracy ends, where the variance is no longer finite, and with a wider norm."""
+    _, batch = fresh_words(run, LENGTH_WORDS, run.config["test_length"])
+    model, finite, wide = trained_model(run), [], []
+    for tokens in parts_of(batch.tokens):
+        hidden = np.asarray(before_the_norm(model, tokens))
+        finite.append(np.isfinite(np.var(hidden, axis=-1)))
+        wide.append(answers_of_wide_norm(model, hidden))
+    right = {
+        "": accuracy_by_position(model, batch, BATCH),
+        ", layer norm in float64": np.mean(np.concatenate(wide) == batch.targets, axis=0),
+    }
+    found = {f"first right in less than 0.99{how}": first(x < 0.99) for how, x in right.items()}
+    beyond = np.mean(~np.concatenate(finite), axis=0) > 0.01
+    return {**found, "first with a variance that is not finite in more than 0.01": first(beyond)}
+
+
+def first(condition: np.ndarray) -> int | None:
+    """The first position, from 1, where it holds."""
+    return int(np.argmax(condition)) + 1 if condition.any() else None
+
+
 def main() -> None:
     """Measure every such run and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR)
-    parser.add_argument("--words", type=int, default=8000, help="fresh words for each run")
     arguments = parser.parse_args()
     config = load_config(theory.Config, CONFIG_FOLDER / "theory.yaml", {})
-    config = config.model_copy(update={"parts": ["groups"]})
+    config = config.model_copy(update={"parts": ["groups", "lengths"]})
     found = {}
     for run in theory.plan(config, arguments.results_dir):
-        known = config.trained_groups.get(run.config.get("group"))
-        if run.config["kind"] != "trained" or run.config["block_size"] == max(known.block_sizes):
-            continue
-        if run_state(run).status is Status.DONE:
-            found[run.label] = measure(run, arguments.words)
-            print(run.label, found[run.label]["accuracy"], file=sys.stderr, flush=True)
-    print(json.dumps({"words": arguments.words, "machine": describe_machine(), "runs": found}))
+        kind = run.config["kind"]
+        smaller = kind == "trained" and run.config["block_size"] != max(
+            config.trained_groups[run.config["group"]].block_sizes
+        )
+        if (smaller or kind == "lengths") and run_state(run).status is Status.DONE:
+            found[run.label] = measure_group(run) if smaller else measure_lengths(run)
+            print(run.label, found[run.label], file=sys.stderr, flush=True)
+    words = {"groups": GROUP_WORDS, "lengths": LENGTH_WORDS}
+    print(json.dumps({"words": words, "machine": describe_machine(), "runs": found}, indent=1))
 
 
 if __name__ == "__main__":
