@@ -16,6 +16,7 @@ Progress on standard error; standard output is one JSON object.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -45,7 +46,8 @@ from kernels.token_cde import matmul
 from linear_cde import A5LinearCDE
 
 TAG = 37  # of these words' random numbers
-GROUP_WORDS, LENGTH_WORDS, BATCH = 8000, 200, 50
+GROUP_WORDS, LENGTH_WORDS, BATCH = 40_000, 200, 50
+SUMS = [(m, c) for m in (3, 4, 5, 15) for c in range(1, (m + 1) // 2) if math.gcd(m, c) == 1]
 MODEL = "model."
 
 
@@ -71,13 +73,27 @@ def normal_subgroup(symbols: Group) -> set[int]:
     return closed
 
 
-def word_property(symbols: Group, tokens: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """A property of each word, and its name."""
-    if symbols.name == "Z60":
-        sums = tokens.astype(int).sum(axis=1)
-        return "deviations of the sum from its mean", np.abs(sums - sums.mean()) // sums.std()
-    if symbols.name != "A4xZ5":
-        return None
+def by_sums(symbols: Group, tokens: np.ndarray, found: np.ndarray, right: np.ndarray) -> dict:
+    """Z60: residues of the answer, where a sum over the word is within 3 deviations, and beyond.
+
+    The sum is of c x modulo m, from about -m/2 to m/2, over the tokens x: from it the answer modulo
+    m could be read. [accuracy modulo m within, beyond, how many words are beyond]
+    """
+    result = {}
+    for m, c in SUMS:
+        sums = np.sum((c * tokens.astype(int) + m // 2) % m - m // 2, axis=1)
+        beyond = np.abs(sums - sums.mean()) > 3 * sums.std()
+        same = found.astype(int) % m == right % m
+        within = float(np.mean(same[~beyond]))
+        result[f"modulo {m}, c = {c}"] = [within, float(np.mean(same[beyond])), int(beyond.sum())]
+    return result
+
+
+def by_tokens(symbols: Group, tokens: np.ndarray, found: np.ndarray, right: np.ndarray) -> dict:
+    """A4xZ5: [accuracy, how many words], by the number of tokens with a part in K.
+
+    That part is what is left of a token beside the complement of K that two elements generate.
+    """
     third = next(e for e in range(60) if power(symbols, e, 3) == symbols.identity != e)
     fifth = next(e for e in range(60) if power(symbols, e, 5) == symbols.identity != e)
     complement = {
@@ -86,7 +102,15 @@ def word_property(symbols: Group, tokens: np.ndarray) -> tuple[str, np.ndarray] 
         for j in range(5)
     }
     outside = np.array([element not in complement for element in range(60)])
-    return "tokens outside a complement of K", outside[tokens].sum(axis=1)
+    counts = outside[tokens].sum(axis=1)
+    same = found == right
+    return {
+        f"{x} tokens in K": [float(np.mean(same[counts == x])), int(np.sum(counts == x))]
+        for x in np.unique(counts)
+    }
+
+
+PROPERTIES = {"Z60": by_sums, "A4xZ5": by_tokens}
 
 
 def trained_model(run: Run) -> A5LinearCDE:
@@ -130,12 +154,8 @@ def measure_group(run: Run) -> dict:
         "right coset": float(np.mean(in_K[symbols.products[found, inverse[right]]])),
         "order of K": int(in_K.sum()),
     }
-    if named := word_property(symbols, batch.tokens):
-        name, values = named
-        result[f"accuracy, words by {name}"] = {
-            int(x): [float(np.mean((found == right)[values == x])), int(np.sum(values == x))]
-            for x in np.unique(values)
-        }
+    if symbols.name in PROPERTIES:
+        result |= PROPERTIES[symbols.name](symbols, batch.tokens, found, right)
     return result
 
 
