@@ -11,7 +11,8 @@ more than 0.01 of them.
 
 Progress on standard error; standard output is one JSON object.
 
-    python benchmarks/theory_models.py [--results-dir DIR]
+    python run_experiment.py -m LCDE -e theory --set 'parts=[groups, lengths]' --results-dir DIR
+    python benchmarks/theory_models.py --results-dir DIR
 """
 
 import argparse
@@ -117,7 +118,10 @@ def trained_model(run: Run) -> A5LinearCDE:
     """The model that a run ended with. Raises: FileNotFoundError, where its state is not kept."""
     kept = Checkpoints(checkpoint_folder(run), checkpoint_config(run.config, {})).kept()
     if kept is None:
-        raise FileNotFoundError(f"{run.label}: no state in {checkpoint_folder(run)}")
+        raise FileNotFoundError(
+            f"{run.label}: {checkpoint_folder(run)} holds no state; the command that did the run "
+            "keeps it there, in another --results-dir too"
+        )
     arrays = {n.removeprefix(MODEL): x for n, x in kept.arrays.items() if n.startswith(MODEL)}
     settings = {**a5_config(run.config).identity(), "length": run.config["length"]}
     return with_leaves(model_of(settings, jr.key(0)), arrays)
@@ -212,8 +216,13 @@ def main() -> None:
             config.trained_groups[run.config["group"]].block_sizes
         )
         if (smaller or kind == "lengths") and run_state(run).status is Status.DONE:
-            found[run.label] = measure_group(run) if smaller else measure_lengths(run)
+            try:
+                found[run.label] = measure_group(run) if smaller else measure_lengths(run)
+            except FileNotFoundError as error:
+                parser.error(str(error))
             print(run.label, found[run.label], file=sys.stderr, flush=True)
+    if not found:
+        parser.error(f"{arguments.results_dir} has no trained run of -e theory that is done")
     words = {"groups": GROUP_WORDS, "lengths": LENGTH_WORDS}
     print(json.dumps({"words": words, "machine": describe_machine(), "runs": found}, indent=1))
 

@@ -365,7 +365,7 @@ TINY = {
     "eval_interval": 1,
     "samples": 300,
     "validation_samples": 20,
-    "test_samples": 30,
+    "test_samples": 3000,  # so many that another model is right in another number
     "batch_size": 20,
 }
 
@@ -379,13 +379,19 @@ def last_accuracy(run) -> float:
     """Of the model that `theory_models` takes from a run's checkpoints, on its test words."""
     import jax
 
-    from benchmarks.theory_models import answers, trained_model
+    from benchmarks import theory_models
 
     config = run.config
     size, seed = (config["test_samples"], config["length"]), (config["seed"], config["run"])
     words = random_words(group(config["group"]), *size, TEST, seed)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        return np.mean(answers(trained_model(run), words.tokens) == words.targets[:, -1])
+        model = theory_models.trained_model(run)
+        answers = np.asarray(theory_models.answers(model, words.tokens))
+        hidden = np.asarray(theory_models.before_the_norm(model, words.tokens))
+    # Where nothing overflows a wider layer norm changes roundings, which may turn a near tie.
+    wide = theory_models.answers_of_wide_norm(model, hidden)[:, -1]
+    assert np.mean(wide == answers) > 0.999
+    return np.mean(answers == words.targets[:, -1])
 
 
 def test_all_parts_run_once_and_are_drawn_with_the_same_bytes(
