@@ -11,7 +11,7 @@ from harness.process import on_standard_streams
 from verdict import draw_1, draw_2, figure_1, figure_2, page
 from verdict.command_line import print_problems
 from verdict.provenance import load_provenance
-from verdict.results import load_a5_results, load_toy_results, published_results
+from verdict.results import ToyResults, load_a5_results, load_toy_results, published_results
 from verdict.rows import DISAGREES, WORSE
 from verdict.tables import as_json, as_markdown, print_text
 
@@ -76,13 +76,16 @@ def compare(argv: list[str] | None) -> int:
         toy, a5 = load_toy_results(args.results_dir), load_a5_results(args.results_dir)
     except NotADirectoryError as error:
         parser.error(f"--results-dir: {error}")
-    problems = toy.problems + a5.problems
+    tf32_dir = args.results_dir / "tf32"
+    tf32 = load_toy_results(tf32_dir) if tf32_dir.is_dir() else ToyResults()
+    problems = toy.problems + a5.problems + tf32.problems
     print_problems(problems)
     if not (toy.scores or toy.curves or a5.curves or problems):
         print(f"nothing to compare: no results in {args.results_dir}", file=sys.stderr)
         return 1
     published = published_results()
-    rows = figure_1.compare(toy, published["figure_1"])
+    rows, in_tf32 = (figure_1.compare(found, published["figure_1"]) for found in (toy, tf32))
+    rows = figure_1.beside_tf32(rows, in_tf32)
     rows += figure_2.compare(a5, published["figure_2"])
     provenance = load_provenance(args.results_dir)
     html = partial(page.page, rows, toy, a5, published, provenance)

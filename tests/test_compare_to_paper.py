@@ -60,6 +60,18 @@ def test_json_is_all_of_stdout_and_names_every_key(tmp_path):
     assert f"results/outputs_toy/{broken.name}" in done.stderr
 
 
+def test_runs_in_tf32_are_found_in_their_own_folder_and_an_unusable_one_is_named(tmp_path, capsys):
+    write_results(tmp_path, ToyResults([score(0.65, matmul_precision="float32")]))
+    tf32 = ToyResults([score(run=r, matmul_precision="tf32") for r in (0, 1)])
+    broken = write_results(tmp_path / "tf32", tf32) / ToyScoreKey(2, 1).names[0]
+    broken.write_bytes(broken.read_bytes()[:-1])
+    options = ["--results-dir", str(tmp_path), "--strict"]
+    assert compare_to_paper.main([*options, "--format", "json"]) == 1
+    out, err = capsys.readouterr()
+    assert "in TF32 4.1492e-08, +0.0%: agrees" in json.loads(out)[0]["note"]
+    assert str(broken) in err
+
+
 def test_json_rows_are_the_rows_with_their_figure():
     rows = figure_1.compare(ToyResults([score()], [curve({990000: 0.02})]), FIGURE_1)
     rows += figure_2.compare(A5Results([curve_of("RNN", 1, 3), curve_of("LSTM", 1, 3)]), FIGURE_2)

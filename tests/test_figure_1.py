@@ -224,6 +224,21 @@ def test_what_the_papers_gpu_rounded_is_named_so_and_nothing_else(
         assert row_of(results, model="Linear CDE", input_dim=input_dim, run=run).verdict == verdict
 
 
+def test_rounding_alone_has_what_the_same_run_gave_in_tf32_beside_it():
+    settings = FIGURE_1["linear_cde"]["settings"]
+    float32, tf32 = ({**settings, "matmul_precision": p} for p in ("float32", "tf32"))
+    ours = [score(f, run=r, **float32) for r, f in enumerate((0.65, 0.65, 0.98))]
+    in_tf32 = ToyResults([score(1.01, run=run, **tf32) for run in (0, 2)])
+    again = ToyResults([score(1.01, run=1, **float32)])
+    rows = figure_1.compare(ToyResults(ours), FIGURE_1)
+    for found in (in_tf32, again):
+        rows = figure_1.beside_tf32(rows, figure_1.compare(found, FIGURE_1))
+    notes = {row.run: row.note for row in rows if row.input_dim == 2 and row.quantity == "MSE"}
+    value = 1.01 * PAPER_MSE[2][0]
+    assert notes[0] == f"in TF32 {value:.4e}, +1.0%: agrees"
+    assert [notes[1], notes[2]] == ["", ""]
+
+
 def test_a_setting_that_our_own_record_lacks_is_a_note_and_released_files_have_none():
     settings = FIGURE_1["linear_cde"]["settings"]
     recorded = {name: settings[name] for name in settings if name not in ("rtol", "dt0")}

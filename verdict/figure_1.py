@@ -42,7 +42,8 @@ SEQUENCE_MODEL_RULE = (
 PRECISION_NOTE = (
     "'GPU rounding': the paper ran on an NVIDIA GPU, whose matmuls round their inputs to TF32; "
     f"without that, in float32, the 2D MSE is {GPU_ROUNDING[2][0]} to {GPU_ROUNDING[2][1]} of the "
-    "paper's. TF32 runs (experiment_configs/lcde_toy_tf32.yaml, results/tf32) reproduce its number."
+    "paper's. Beside it stands what the same run gave in TF32 (tf32/ of the results folder, "
+    "experiment_configs/lcde_toy_tf32.yaml)."
 )
 
 
@@ -104,6 +105,22 @@ def _judge_mse(row: ErrorRow) -> ErrorRow:
     least, greatest = GPU_ROUNDING.get(row.input_dim, (0, 0))
     rounding = row.precision == "float32" and least <= row.ours / row.paper <= greatest
     return replace(judged, verdict=ROUNDING) if rounding else judged
+
+
+def beside_tf32(rows: list[ErrorRow], tf32: list[ErrorRow]) -> list[ErrorRow]:
+    """The rows, those of GPU rounding with what the same run gave in TF32, from its own rows."""
+    found = {(row.input_dim, row.run): row for row in tf32 if row.precision == "tf32"}
+    return [
+        replace(row, note="; ".join(filter(None, [row.note, f"in TF32 {_said(found[key])}"])))
+        if row.verdict == ROUNDING and (key := (row.input_dim, row.run)) in found
+        else row
+        for row in rows
+    ]
+
+
+def _said(row: ErrorRow) -> str:
+    reason = f" ({row.note})" if row.note else ""
+    return f"{row.ours:.4e}, {row.difference}: {row.verdict}{reason}"
 
 
 def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[ErrorRow]:
