@@ -23,7 +23,7 @@ from harness.records import Status, read_record, run_state
 from recorded import planned
 
 FOLDERS = (TOY_RESULTS, A5_RESULTS)
-COMMITTED = (RESULTS_DIR, RESULTS_DIR / "tf32")
+COMMITTED = [RESULTS_DIR, *(RESULTS_DIR / name for name in ("tf32", "tf32_cpu", "other_seeds"))]
 RECORDS = [p for root in COMMITTED for n in FOLDERS for p in sorted((root / n).glob("*.json"))]
 THEORY = sorted((RESULTS_DIR / THEORY_RESULTS).glob("*.json"))
 WEIGHTS = sorted((RESULTS_DIR / "weights").glob("*.safetensors"))
