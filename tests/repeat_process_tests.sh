@@ -22,6 +22,8 @@ trap 'exit 130' INT TERM
 round=1
 while [ "$round" -le "$rounds" ]; do
     echo "round $round of $rounds"
-    "$python" -m pytest -m processes --exitfirst "$@" || exit 1
+    # shellcheck disable=SC2046 # names of files, several words
+    "$python" -m pytest -m processes --exitfirst "$@" \
+        $(grep -rl --include='test_*.py' mark.processes tests) || exit 1
     round=$((round + 1))
 done

@@ -19,8 +19,6 @@ from kernels import selective_scan as module
 from kernels.csrc import build
 from kernels.selective_scan import choose_backend
 
-pytestmark = pytest.mark.processes
-
 SCRIPT = """
 import json, os, sys
 import torch
@@ -97,6 +95,7 @@ def simultaneous_builds(tmp_path_factory):
     return [finish(process) for process in [start(AGREE, **settings) for _ in range(2)]], cache
 
 
+@pytest.mark.processes
 def test_without_vectors_it_agrees_with_the_reference(simultaneous_builds):
     results, _ = simultaneous_builds
     assert all(found["capability"] == "DEFAULT" for found, _ in results)
@@ -110,18 +109,21 @@ def test_with_vectors_of_avx2_it_agrees_with_the_reference(tmp_path):
     assert found["worst"] < 1e-11
 
 
+@pytest.mark.processes
 def test_two_processes_that_start_at_once_build_once(simultaneous_builds):
     results, cache = simultaneous_builds
     assert sum("compiling the selective scan" in errors for _, errors in results) == 1
     assert len(list(cache.glob("selective_scan_torch*.so"))) == 1
 
 
+@pytest.mark.processes
 def test_a_compiler_may_be_several_words(simultaneous_builds):
     _, cache = simultaneous_builds
     compiled = (cache / "compiled").read_text()
     assert "selective_scan.cpp" in compiled and "-shared" in compiled  # compiled and linked by it
 
 
+@pytest.mark.processes
 def test_clang_compiles_it_too(simultaneous_builds):
     if not has_clang():
         pytest.skip("clang++ or its OpenMP is not installed")
