@@ -16,6 +16,7 @@ import jax.random as jr
 import optax
 
 from data_dir.finite_groups import group
+from experiments import lcde_training
 from experiments.lcde_a5 import ORDER, SHORT_ORDER, SPLIT
 from experiments.lcde_training import (
     Batch,
@@ -23,7 +24,6 @@ from experiments.lcde_training import (
     TrainState,
     accuracy,
     accuracy_by_position,
-    fast_states,
     mean_cross_entropy,
     train_step,
 )
@@ -43,6 +43,12 @@ def batches_broadcast():
         yield
 
 
+# Compiled whole: one program, where each of its operations would be one.
+fast_states = eqx.filter_jit(lcde_training.fast_states)
+plain_states = eqx.filter_jit(A5LinearCDE.states)
+logits_of = eqx.filter_jit(A5LinearCDE.__call__)
+loss_of = eqx.filter_jit(mean_cross_entropy)
+
 # Both forms add the same products in another order: a few float32 roundings of the largest value.
 FLOAT32_SUMS = 2e-5
 
@@ -56,8 +62,12 @@ def on_device(batch):
     return Batch(*map(jnp.asarray, batch))
 
 
-def small_model(hidden_dim=16, seed=0, **form):
-    return A5LinearCDE(A5.order, hidden_dim, key=jr.key(seed), **form)
+# That of a tiny run: what is compiled for one is there for the other.
+WIDTH = 8
+
+
+def small_model(**form):
+    return A5LinearCDE(A5.order, WIDTH, key=jr.key(0), **form)
 
 
 FORMS = {
@@ -86,14 +96,14 @@ FEW, MANY = (2, 3), (20, 10)
 @pytest.mark.parametrize(("count", "length"), [FEW, MANY])
 def test_states_by_token_equal_the_scan(model, count, length):
     tokens = jnp.asarray(sequences(count, length).tokens)
-    expected = model.states(tokens)
-    assert expected.shape == (count, length, 16)
+    expected = plain_states(model, tokens)
+    assert expected.shape == (count, length, WIDTH)
     assert relative_error(fast_states(model, tokens), expected) < FLOAT32_SUMS
 
 
 def test_states_of_one_step_by_token_equal_the_scan():
     model, tokens = small_model(), jnp.asarray(sequences(4, 2).tokens)
-    assert relative_error(fast_states(model, tokens), model.states(tokens)) < FLOAT32_SUMS
+    assert relative_error(fast_states(model, tokens), plain_states(model, tokens)) < FLOAT32_SUMS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +119,7 @@ def test_states_of_one_step_by_token_equal_the_scan():
 )
 def test_gradients_by_token_equal_those_of_the_scan(form, size):
     model, tokens = small_model(**FORMS[form]), jnp.asarray(sequences(*size).tokens)
-    weights = jr.normal(jr.key(3), (*size, 16))
+    weights = jr.normal(jr.key(3), (*size, WIDTH))
 
     def mixture(model, states_of):
         return jnp.sum(weights * states_of(model, tokens))
@@ -129,7 +139,7 @@ def test_scan_is_the_papers_recurrence_on_path_values():
     for i in range(1, 6):
         control = np.concatenate([[i / 5], x[i]])
         y = y + (np.einsum("hij,j,i->h", A, y, control) + B @ control) / 6
-    assert relative_error(model.states(tokens)[0, -1], y) < FLOAT32_SUMS
+    assert relative_error(plain_states(model, tokens)[0, -1], y) < FLOAT32_SUMS
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -137,11 +147,11 @@ def test_scan_is_the_papers_recurrence_on_path_values():
 def test_blocks_move_as_the_dense_fields_that_zeros_fill_up(k, form):
     model, tokens = small_model(block_size=k, **form), jnp.asarray(sequences(9, 8).tokens)
     cde = model.cde
-    around = np.kron(np.eye(16 // k), np.ones((k, k)))  # 1 in the blocks, 0 around them
+    around = np.kron(np.eye(WIDTH // k), np.ones((k, k)))  # 1 in the blocks, 0 around them
     channels, (A_time, B_time) = np.asarray(cde.A), cde.time_fields()
     A, A_time = (np.concatenate(x, axis=0) for x in (channels, np.asarray(A_time)))
-    dense = np.einsum("hj,hje->hje", around, np.tile(A, (1, 16 // k, 1)))
-    time = around * np.tile(A_time, (1, 16 // k))
+    dense = np.einsum("hj,hje->hje", around, np.tile(A, (1, WIDTH // k, 1)))
+    time = around * np.tile(A_time, (1, WIDTH // k))
     padded = eqx.tree_at(
         lambda c: (c.A, c.A_time, c.B_time),
         cde,
@@ -168,19 +178,19 @@ def test_a_fixed_step_makes_one_equation_of_every_length(block_size):
 def test_without_its_channel_time_moves_nothing():
     tokens = jnp.full((1, 6), 7, jnp.uint8)
     without, with_time = (small_model(step_length=6, time_channel=t) for t in (False, True))
-    moves = np.diff(without.states(tokens)[0], axis=0)
+    moves = np.diff(plain_states(without, tokens)[0], axis=0)
     # One token again and again: y' = F y + b, so every move is the one before it, moved.
     A, _ = without.cde.matrices()
     field = np.einsum("hij,i->hj", A[:, 1:], without.embedding[7]) / 6
     assert relative_error(moves[1:], moves[:-1] + moves[:-1] @ field.T) < 1e-4
     assert "A_time" not in {n for n, x in vars(without.cde).items() if x is not None}
     assert np.array_equal(without.cde.A, with_time.cde.A)
-    assert relative_error(with_time.states(tokens), without.states(tokens)) > 0.01
+    assert relative_error(plain_states(with_time, tokens), plain_states(without, tokens)) > 0.01
 
 
 def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size(model):
     data = sequences(101, 7)
-    logits = model(jnp.asarray(data.tokens))
+    logits = logits_of(model, jnp.asarray(data.tokens))
     # Targets made of the model's own predictions, half of them wrong, so that a count is a count.
     predicted = np.asarray(jnp.argmax(logits, axis=-1)).astype(np.uint8)
     wrong = np.arange(predicted.size).reshape(predicted.shape) % 2
@@ -193,7 +203,9 @@ def test_evaluation_counts_what_the_model_predicts_in_batches_of_any_size(model)
 
 def test_accuracy_at_a_position_is_that_of_the_position():
     model, data = small_model(), sequences(40, 5)
-    predicted = np.asarray(jnp.argmax(model(jnp.asarray(data.tokens)), axis=-1)).astype(np.uint8)
+    predicted = np.asarray(jnp.argmax(logits_of(model, jnp.asarray(data.tokens)), axis=-1)).astype(
+        np.uint8
+    )
     predicted[:, 3] += 1
     found = accuracy_by_position(model, Batch(data.tokens, predicted % A5.order), 7)
     np.testing.assert_allclose(found, [1, 1, 1, 0, 1], atol=0.06)
@@ -202,7 +214,7 @@ def test_accuracy_at_a_position_is_that_of_the_position():
 def test_states_that_overflow_predict_as_the_model_does_without_a_warning():
     model, data = small_model(step_length=4), sequences(40, 60)
     model = eqx.tree_at(lambda m: m.cde.A, model, 1e3 * model.cde.A)
-    logits = model(jnp.asarray(data.tokens))
+    logits = logits_of(model, jnp.asarray(data.tokens))
     assert not np.isfinite(logits[:, -1]).any()
     right = jnp.argmax(logits[:, -1], axis=-1) == data.targets[:, -1]
     assert accuracy_by_position(model, data, 7)[-1] == np.mean(right)
@@ -233,14 +245,14 @@ def test_dropout_zeroes_its_share_and_rescales_the_rest():
 
 def test_loss_is_finite_for_logits_that_overflow_an_exponential():
     model = eqx.tree_at(lambda m: m.out.weight, small_model(), replace_fn=lambda w: 1e4 * w)
-    assert np.isfinite(mean_cross_entropy(model, *on_device(sequences(4, 5)), 0.0, jr.key(0)))
+    assert np.isfinite(loss_of(model, *on_device(sequences(4, 5)), 0.0, jr.key(0)))
 
 
 def test_the_loss_depends_on_dropout_and_on_its_key():
     model, batch = small_model(), on_device(sequences(4, 5))
 
     def loss(dropout, seed):
-        return float(mean_cross_entropy(model, *batch, dropout, jr.key(seed)))
+        return float(loss_of(model, *batch, dropout, jr.key(seed)))
 
     assert loss(0.5, 0) == loss(0.5, 0)
     assert loss(0.0, 0) == loss(0.0, 1)
@@ -284,7 +296,7 @@ def test_a_run_that_diverges_says_so(tmp_path, monkeypatch):
     )
     order = (sequences(20, 4), DataOrder(20, 4, (0,)))
     training = Training(
-        small_model(8), [order], optax.adamw(1e-3), 0.1, lambda model: 0.0, (), jr.key(0)
+        small_model(), [order], optax.adamw(1e-3), 0.1, lambda model: 0.0, (), jr.key(0)
     )
     schedule = Schedule(max_steps=5, eval_interval=5, checkpoint_interval=5)
     history, outcome = train(training, schedule, Checkpoints(tmp_path, {}), "accuracy")
@@ -293,9 +305,7 @@ def test_a_run_that_diverges_says_so(tmp_path, monkeypatch):
 
 
 def test_checkpoints_name_parameters_and_moments_by_their_place():
-    training = Training(
-        small_model(8), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, (), jr.key(0)
-    )
+    training = Training(small_model(), [], optax.adamw(1e-3), 0.1, lambda model: 0.0, (), jr.key(0))
     names = training.arrays().keys()
     assert {"model.embedding", "model.out.weight"} <= names
     assert {"moments.0.mu.embedding", "moments.0.nu.out.weight"} <= names
@@ -303,7 +313,7 @@ def test_checkpoints_name_parameters_and_moments_by_their_place():
 
 
 TINY = {
-    "hidden_dim": 8,
+    "hidden_dim": WIDTH,
     "samples": 2000,
     "stop_accuracy": 1.0,
     "max_steps": 400,
