@@ -42,8 +42,8 @@ SEQUENCE_MODEL_RULE = (
 PRECISION_NOTE = (
     "'GPU rounding': the paper ran on an NVIDIA GPU, whose matmuls round their inputs to TF32; "
     f"without that, in float32, the 2D MSE is {GPU_ROUNDING[2][0]} to {GPU_ROUNDING[2][1]} of the "
-    "paper's. Beside it stands what the same run gave in TF32 (tf32/ of the results folder, "
-    "experiment_configs/lcde_toy_tf32.yaml)."
+    "paper's. Beside it stands what the same run gave in TF32 "
+    "(experiment_configs/lcde_toy_tf32.yaml), where tf32/ of the results folder has it."
 )
 
 
