@@ -5,7 +5,6 @@ import pytest
 
 pytest.importorskip("torch", reason="the sequence models need PyTorch")
 
-import scipy.signal
 import torch
 
 from kernels.s4_convolution import causal_convolution, s4_kernel
@@ -38,9 +37,9 @@ def test_the_kernels_gradients_are_finite_differences(length):
     assert torch.autograd.gradcheck(lambda *x: s4_kernel(*x, length), arguments)
 
 
-def test_causal_convolution_is_scipys():
+def test_causal_convolution_is_numpys():
     u, kernel = drawn(3, 4, 9), drawn(4, 9, seed=1)
-    expected = scipy.signal.fftconvolve(u, kernel[None], axes=2)[..., :9]
+    expected = [[np.convolve(*pair)[:9] for pair in zip(row, kernel, strict=True)] for row in u]
     np.testing.assert_allclose(causal_convolution(u, kernel), expected, atol=1e-12)
 
 
