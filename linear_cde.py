@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, Real
 
 from kernels.token_cde import matmul, token_times
 
@@ -73,7 +73,7 @@ class LinearCDE(eqx.Module):
 
     def __call__(
         self,
-        ts: Float[Array, " n"],
+        ts: Real[Array, " n"],
         path: Float[Array, "n d"],
         solve: Solver,
     ) -> Float[Array, " H"]:
@@ -82,7 +82,7 @@ class LinearCDE(eqx.Module):
         return solve(self.A, self.B, self.initial_state(control[0, 1:]), ts, control, control)
 
 
-def control_path(ts: Float[Array, " n"], path: Float[Array, "n d"]) -> Float[Array, "n omega"]:
+def control_path(ts: Real[Array, " n"], path: Float[Array, "n d"]) -> Float[Array, "n omega"]:
     """The control (t, X_t), (n, d + 1). Without time as a channel the CDE could not tell speed."""
     return jnp.concatenate([ts[:, None], path], axis=1)
 
@@ -116,7 +116,7 @@ def adaptive_cde_solve(
     A: Fields,
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
-    ts: Float[Array, " n"],
+    ts: Real[Array, " n"],
     omega: Float[Array, "n omega"],
     xi: Float[Array, "n xi"],
     *,
@@ -161,13 +161,15 @@ def adaptive_cde_solve(
     return solution.ys[-1]
 
 
-def solver_times(ts: Float[Array, " n"]) -> Float[Array, " n"]:
+def solver_times(ts: Real[Array, " n"]) -> Float[Array, " n"]:
     """Times from 0 for diffrax, which passes over two units in the last place at every point.
 
     A CDE sees its controls, not the clock. So times start at 0, and are spread evenly where some
     interval is shorter than half the mean one, and would lose more.
     """
-    ts = ts - ts[0]
+    ts = jnp.asarray(ts - ts[0])
+    if not jnp.issubdtype(ts.dtype, jnp.floating):
+        ts = ts.astype(float)  # diffrax has none that count in whole numbers
     short = jnp.any(jnp.diff(ts) < ts[-1] / (2 * max(1, len(ts) - 1)))
     return jnp.where(short, jnp.linspace(0, ts[-1], len(ts), dtype=ts.dtype), ts)
 
@@ -177,7 +179,7 @@ def most_steps(points: int) -> int:
     return max(4096, 16 * (points - 1))
 
 
-def if_increasing(ts: Float[Array, " n"], value: Array) -> Array:
+def if_increasing(ts: Real[Array, " n"], value: Array) -> Array:
     """The value, if times increase. Raises: ValueError; under jit, an Equinox error."""
     rule = "the times of a path must increase, each greater than the one before"
     if isinstance(ts, jax.core.Tracer):
@@ -191,7 +193,7 @@ def scan_cde_solve(
     A: Fields,
     B: Float[Array, "H xi"],
     y0: Float[Array, " H"],
-    ts: Float[Array, " n"],
+    ts: Real[Array, " n"],
     omega: Float[Array, "n omega"],
     xi: Float[Array, "n xi"],
     *,
@@ -243,7 +245,7 @@ def length_times_increments(path: Float[Array, "n c"]) -> Float[Array, "n c"]:
 
 @eqx.filter_jit
 def solve_paths(
-    model: LinearCDE, ts: Float[Array, " n"], paths: Float[Array, "N n d"], solve: Solver
+    model: LinearCDE, ts: Real[Array, " n"], paths: Float[Array, "N n d"], solve: Solver
 ) -> Float[Array, "N H"]:
     """Z at the last time of every path, each solved by itself."""
     return jax.vmap(lambda path: model(ts, path, solve))(paths)

@@ -23,6 +23,7 @@ from linear_cde import (  # noqa: E402
     apply_field,
     euler_scan,
     scan_cde_solve,
+    solver_times,
     train_linear,
 )
 
@@ -472,6 +473,11 @@ def test_a_path_is_solved_whatever_its_clock(equation, rng, clock):
     found = compiled_solve(A, B, y0, ts, control, control, rtol=1e-6, atol=1e-6, dt0=0.01)
     # Of even intervals of 1/29 at times near 1, 2 units in the last place are 7e-6.
     assert relative_error(found, exact_flow(A, B, y0, control, control)) < 2e-5
+
+
+def test_whole_numbers_are_times_too():
+    counted, times = solver_times(jnp.arange(3, 8)), solver_times(jnp.arange(3.0, 8.0))
+    assert counted.dtype == times.dtype and np.array_equal(counted, times)
 
 
 def test_the_number_of_points_does_not_limit_the_adaptive_solver(equation):
