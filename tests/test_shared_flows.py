@@ -328,7 +328,7 @@ def test_features_that_are_not_the_paths_own_are_refused(jax, toy_config, lattic
     from experiments.lcde_toy import choose_sharing, features_of, solver_of
     from linear_cde import LinearCDE
 
-    config, paths = toy_config(hidden_dim=H), lattice_walks(200, 20, 2)
+    config, paths = toy_config(solver="scan", hidden_dim=H), lattice_walks(200, 20, 2)
     model = LinearCDE(H, 2, key=jax.random.PRNGKey(1))
     shared, _ = choose_sharing(config, paths)
     wrong = replace(shared, values=shared.values * np.float32(1.1))
