@@ -27,7 +27,7 @@ def run_lock(run: Run) -> Lock:
 def claimed_runs(
     runs: Sequence[Run], stop: Stop, display: Display, *, overwrite: bool, wait: bool
 ) -> Generator[Run]:
-    """The runs still to be done, each with its context, its lock held while the caller is at it.
+    """The runs still to be done, each with its context, its lock held while the caller does it.
 
     A run that another process holds is passed over with a line that names the owner. With `wait`
     its turn comes again after the others, until it is done, or its owner is dead. With `overwrite`
@@ -92,7 +92,7 @@ def _is_replaced(run: Run, replaced: Mapping[Path, Version]) -> bool:
 
 
 def _is_due(run: Run, replaced: Mapping[Path, Version]) -> bool:
-    """Whether a run is still to be done, now that nobody else can be at it.
+    """Whether a run is still to be done, now that nobody else can do it.
 
     One that is not needed any more gets a record that says so. Raises: ResultsError, OSError.
     """

@@ -39,7 +39,7 @@ class Task:
     run: Run
     log: Path
     starts: int = 0
-    holder: str = ""  # another process that was last seen at it
+    holder: str = ""  # another process that was last seen to do it
     failure: str = ""
 
 

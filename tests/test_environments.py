@@ -60,7 +60,7 @@ def test_conda_file_pins_what_the_lock_pins(name):
 
 
 @pytest.mark.parametrize(("name", "extras"), CONDA_FILES.items())
-def test_conda_file_installs_everything_its_wing_declares(name, extras):
+def test_conda_file_installs_everything_its_part_declares(name, extras):
     needed = {canonicalize_name(r.name) for r in declared(*extras)}
     assert needed <= conda_pins(name).keys()
 

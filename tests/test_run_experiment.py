@@ -420,7 +420,7 @@ def imported(modules: list[str], folder: Path, watched: dict[str, str]) -> list[
     return done.stdout.split()
 
 
-def test_the_jax_wing_never_imports_torch(jax, tmp_path):
+def test_the_jax_part_never_imports_torch(jax, tmp_path):
     assert imported(["linear_cde", "sklearn.linear_model"], tmp_path, {"torch": ""}) == []
 
 
