@@ -73,8 +73,7 @@ def small_model(**form):
 FORMS = {
     "dense": {},
     "blocks": {"block_size": 4},
-    "diagonal": {"block_size": 1},
-    "fixed step": {"step_length": 4},
+    "fixed step, diagonal": {"block_size": 1, "step_length": 4},
     "fixed step, blocks, no time": {"block_size": 2, "step_length": 4, "time_channel": False},
 }
 
@@ -112,8 +111,7 @@ def test_states_of_one_step_by_token_equal_the_scan():
         ("dense", FEW),
         ("dense", MANY),
         ("blocks", MANY),
-        ("diagonal", FEW),
-        ("fixed step", MANY),
+        ("fixed step, diagonal", MANY),
         ("fixed step, blocks, no time", FEW),
     ],
 )
