@@ -23,7 +23,8 @@ from harness.records import Status, read_record, run_state
 from recorded import planned
 
 FOLDERS = (TOY_RESULTS, A5_RESULTS)
-COMMITTED = [RESULTS_DIR, *(RESULTS_DIR / name for name in ("tf32", "tf32_cpu", "other_seeds"))]
+COMMITTED = [RESULTS_DIR, *(RESULTS_DIR / name for name in ("tf32", "tf32_cpu", "gpu"))]
+COMMITTED += sorted((RESULTS_DIR / "other_seeds").iterdir())
 RECORDS = [p for root in COMMITTED for n in FOLDERS for p in sorted((root / n).glob("*.json"))]
 THEORY = sorted((RESULTS_DIR / THEORY_RESULTS).glob("*.json"))
 WEIGHTS = sorted((RESULTS_DIR / "weights").glob("*.safetensors"))
