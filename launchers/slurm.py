@@ -189,9 +189,9 @@ def largest_array() -> int:
 
 
 def sbatch_parameters(config: SlurmConfig, name: str) -> dict[str, Any]:
-    """The settings by the names that submitit has for them."""
+    """The settings by the names that submitit has for them; it leaves out those that are None."""
     more = {key.replace("-", "_"): value for key, value in config.sbatch.items()}
-    found = {
+    return {
         "job_name": name,
         "time": config.time_minutes,
         "cpus_per_task": config.cpus,
@@ -207,7 +207,6 @@ def sbatch_parameters(config: SlurmConfig, name: str) -> dict[str, Any]:
         "account": config.account,
         "gpus_per_node": config.gpus or None,
     }
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def job_file(folder: Path, run: Run) -> Path:
