@@ -35,45 +35,38 @@ def claimed_runs(
     display: opens where a run's values are shown. To be closed, so that no lock is kept.
     Raises: ResultsError, UnavailableError, OSError, KeyboardInterrupt once `stop` is wanted.
     """
-    before = {run.record: _version(run.record) for run in runs} if overwrite else {}
-    return _claimed(runs, stop, display, before, wait)
+    # Now: the body of a generator would begin when the first run is asked for.
+    replaced = {run.record: _version(run.record) for run in runs} if overwrite else {}
 
-
-def _claimed(
-    runs: Sequence[Run],
-    stop: Stop,
-    display: Display,
-    replaced: Mapping[Path, Version],
-    wait: bool,
-) -> Generator[Run]:
-    """`claimed_runs`; replaced: the records that are to be replaced, as they were."""
-    locks = [run_lock(run) for run in runs]
-    turn, first = list(zip(runs, locks, strict=True)), True
-    while turn:
-        others = []
-        for run, lock in turn:
-            try:
-                owner = lock.try_acquire()
-                if owner is None and _is_due(run, replaced):
-                    with display(run) as show:
-                        yield replace(run, context=RunContext(lock.confirm, stop, show))
-            finally:
-                lock.release()
-            if owner is None:
-                if stop.wanted:
-                    raise KeyboardInterrupt
-            elif _is_replaced(run, replaced) or run_state(run).status is not Status.DONE:
-                others.append((run, lock))
-                if first:
-                    print(f"{run.label}: passed over, held by {owner}", flush=True)
-        if not wait:
-            return
-        if others and first:
-            labels = "; ".join(run.label for run, _ in others)
-            print(f"waiting for what others hold: {labels}", flush=True)
-        turn, first = others, False
-        if turn:
+    def claimed() -> Generator[Run]:
+        turn, first = runs, True
+        while True:
+            others = []
+            for run in turn:
+                lock = run_lock(run)
+                try:
+                    owner = lock.try_acquire()
+                    if owner is None and _is_due(run, replaced):
+                        with display(run) as show:
+                            yield replace(run, context=RunContext(lock.confirm, stop, show))
+                finally:
+                    lock.release()
+                if owner is None:
+                    if stop.wanted:
+                        raise KeyboardInterrupt
+                elif _is_replaced(run, replaced) or run_state(run).status is not Status.DONE:
+                    others.append(run)
+                    if first:
+                        print(f"{run.label}: passed over, held by {owner}", flush=True)
+            if not wait or not others:
+                return
+            if first:
+                labels = "; ".join(run.label for run in others)
+                print(f"waiting for what others hold: {labels}", flush=True)
+            turn, first = others, False
             time.sleep(POLL_S)
+
+    return claimed()
 
 
 def _version(path: Path) -> Version:
