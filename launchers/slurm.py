@@ -248,15 +248,11 @@ class Following:
     def until_finished(self) -> int:
         """Print what changes in the table, and failed runs' logs. Returns the exit code."""
         shown: set[str] = set()
-        answers = True
         while True:
             queue = read_queue()
-            if queue is None and answers:
-                print("squeue does not answer; still looking at the results", flush=True)
-            answers = queue is not None
             self.held = {}
             self.states = {run.label: self._state(run, queue) for run in self.runs}
-            table = list(self._table())
+            table = list(self._table(queue))
             if changed := [line for line in table if line not in shown]:
                 print("\n".join(changed), flush=True)
             shown = set(table)
@@ -283,7 +279,9 @@ class Following:
         self.gone_since.pop(label, None)
         return "pending" if in_queue in PENDING else "running"
 
-    def _table(self) -> Iterator[str]:
+    def _table(self, queue: Queue | None) -> Iterator[str]:
+        if queue is None:
+            yield "squeue does not answer; still looking at the results"
         counts = list(self.states.values())
         order = ("pending", "running", "done", "failed")
         yield ", ".join(f"{counts.count(state)} {state}" for state in order)
