@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from harness.atomic_files import atomic_write
-from harness.paths import RESULTS_DIR, path_argument
 from harness.process import on_standard_streams
 from verdict import draw_1, draw_2, figure_1, figure_2, page
-from verdict.command_line import print_problems
+from verdict.command_line import print_problems, results_parser
 from verdict.provenance import load_provenance
 from verdict.results import ToyResults, load_a5_results, load_toy_results, published_results
 from verdict.rows import DISAGREES, WORSE
@@ -36,17 +35,7 @@ EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--results-dir",
-        type=path_argument,
-        default=RESULTS_DIR,
-        help="folder that holds outputs_toy/ and outputs_A5/ (default: results in the repository)",
-    )
+    parser = results_parser(DESCRIPTION, EXAMPLES, "outputs_toy/ and outputs_A5/")
     parser.add_argument(
         "--format", choices=("text", "markdown", "json", "html"), default="text", help="of stdout"
     )

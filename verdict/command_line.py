@@ -16,10 +16,8 @@ from verdict.look import house_style, save_figure
 from verdict.results import Problem
 
 
-def plot_parser(
-    description: str, examples: str, folder: str, default_name: str
-) -> argparse.ArgumentParser:
-    """The options of every plot script; `folder` holds its results, `default_name` is its PDF."""
+def results_parser(description: str, examples: str, folders: str) -> argparse.ArgumentParser:
+    """A parser of --results-dir, which holds `folders`."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -29,8 +27,16 @@ def plot_parser(
         "--results-dir",
         type=path_argument,
         default=RESULTS_DIR,
-        help=f"folder that holds {folder}/ (default: results in the repository)",
+        help=f"folder that holds {folders} (default: results in the repository)",
     )
+    return parser
+
+
+def plot_parser(
+    description: str, examples: str, folder: str, default_name: str
+) -> argparse.ArgumentParser:
+    """The options of every plot script; `folder` holds its results, `default_name` is its PDF."""
+    parser = results_parser(description, examples, f"{folder}/")
     parser.add_argument(
         "--output",
         type=path_argument,
