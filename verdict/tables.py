@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -181,11 +183,10 @@ def _rich_table(title: str, headings: list[str], cells: list[list[str]]) -> Tabl
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading not in WRAPPED)
-    in_section = 0
-    for line, following in zip(cells, [*cells[1:], None], strict=True):
-        styled = [Text(cell, style=VERDICTS.get(cell, [""])[-1]) for cell in line]
-        in_section += 1
-        ends = following is not None and following[0] != line[0]
-        table.add_row(*styled, end_section=ends and in_section > 1)
-        in_section = 0 if ends else in_section
+    for _, section in groupby(cells, key=itemgetter(0)):
+        lines = list(section)
+        for line in lines:
+            table.add_row(*(Text(cell, style=VERDICTS.get(cell, [""])[-1]) for cell in line))
+        if len(lines) > 1:
+            table.add_section()
     return table
