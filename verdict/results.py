@@ -6,7 +6,8 @@ path and the reason, and never passed over in silence.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +216,13 @@ def _recorded_key(record: Record, folder: str) -> Key:
     """The run that a record's config is of. Raises: ResultFileError."""
     scores, curves = _KEYS[folder]
     kind = curves if "model" in record.config else scores
-    needed = [field.name for field in fields(kind) if field.name != "batch_size"]
-    try:
-        key = kind(**{name: record.config[name] for name in needed})
-        if kind is A5CurveKey:
-            key = replace(key, batch_size=record.config.get("batch_size"))
-        usable = parse_name(key.names[0]) == key and len(key.names) == len(record.files)
-    except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise ResultFileError(f"not the record of one run by {', '.join(needed)}")
-    return key
+    said = {f.name: record.config[f.name] for f in fields(kind) if f.name in record.config}
+    with suppress(TypeError, ValueError):
+        key = kind(**said)
+        if parse_name(key.names[0]) == key and len(key.names) == len(record.files):
+            return key
+    needed = ", ".join(field.name for field in fields(kind) if field.default is MISSING)
+    raise ResultFileError(f"not the record of one run by {needed}")
 
 
 def load_toy_results(results_dir: Path) -> ToyResults:
@@ -273,15 +270,16 @@ def _load_runs(
 
 def _values(run: FoundRun, problems: list[Problem]) -> list[np.ndarray]:
     """The arrays of a run's files, or none with the reasons among `problems`."""
-    values, reason = [], None
+    values, found = [], []
     for path in run.paths:
         try:
             values.append(load_array(path, ndim=0 if isinstance(run.key, ToyScoreKey) else 1))
         except ResultFileError as error:
-            problems.append(Problem(path, str(error), run.key))
-    if len(values) == len(run.paths) and (reason := _defect(run.key, values[0], values[-1])):
-        problems.append(Problem(run.paths[-1], reason, run.key))
-    return [] if reason or len(values) < len(run.paths) else values
+            found.append(Problem(path, str(error), run.key))
+    if not found and (reason := _defect(run.key, values[0], values[-1])):
+        found.append(Problem(run.paths[-1], reason, run.key))
+    problems += found
+    return [] if found else values
 
 
 def _defect(key: Key, steps: np.ndarray, values: np.ndarray) -> str | None:
