@@ -3,8 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from matplotlib import rc_context, rcParamsDefault
@@ -24,11 +23,9 @@ PNG_DPI = 160
 RC = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "font.size": 10}
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Figures made inside look the same whatever a user's matplotlibrc says."""
-    with rc_context({k: v for k, v in rcParamsDefault.items() if k != "backend"} | RC):
-        yield
+    return rc_context({k: v for k, v in rcParamsDefault.items() if k != "backend"} | RC)
 
 
 def save_figure(figure: Figure, pdf: Path) -> list[Path]:
