@@ -233,11 +233,7 @@ def _search_model(
     cells = {}
     failures = {}
     for length in lengths:
-        here = {
-            depth: trials[model, length, depth]
-            for depth in range(1, limit + 1)
-            if (model, length, depth) in trials
-        }
+        here = {d: trial for (m, n, d), trial in trials.items() if (m, n) == (model, length)}
         for depth in failures.keys() & here.keys():
             _note(notes, "not counted, failed at a shorter length", here.pop(depth).curve)
         evidence = failures | here
