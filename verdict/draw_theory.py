@@ -49,9 +49,10 @@ POSITIONS = (20, 40, 100, 200, 500)
 LENGTHS_SIZE = (6, 4)  # inches
 LENGTHS_MARGINS = {"left": 0.1, "right": 0.975, "bottom": 0.125, "top": 0.93}
 FIT_FROM = 64  # H: below, fields have fewer features than the terms that count
+ACCURACIES = 2  # the place of that array in a run that was trained
 VISIBLE = 2  # to diagonal fields: antisymmetric terms up to this level
 
-Errors = dict[int | str, np.ndarray]
+Rows = dict[int | str, np.ndarray]
 
 
 def structure_name(block_size: int | str) -> str:
@@ -65,15 +66,15 @@ def by_size(block_size: int | str) -> float:
     return float("inf") if block_size == "dense" else float(block_size)
 
 
-def rows_by(runs: Iterable[Measured], key: str) -> Errors:
-    """The first array of each run, (runs, values), by a key of their config, in its order."""
+def rows_by(runs: Iterable[Measured], key: str, array: int = 0) -> Rows:
+    """One array of each run, (runs, values), by a key of their config, in its order."""
     found = defaultdict(list)
     for run in runs:
-        found[run.config[key]].append(run.values[0])
+        found[run.config[key]].append(run.values[array])
     return {k: np.array(found[k]) for k in sorted(found, key=by_size)}
 
 
-def grouped(runs: Sequence[Measured], first: str, second: str) -> dict[int | str, Errors]:
+def grouped(runs: Sequence[Measured], first: str, second: str) -> dict[int | str, Rows]:
     """`rows_by` the second key, of the runs of each value of the first, in its order."""
     values = sorted({run.config[first] for run in runs}, key=by_size)
     return {v: rows_by([run for run in runs if run.config[first] == v], second) for v in values}
@@ -176,7 +177,7 @@ def draw_structure(axes: Axes, results: TheoryResults) -> list[str]:
     return []
 
 
-def richest_width(runs: Sequence[Measured]) -> tuple[int, Errors]:
+def richest_width(runs: Sequence[Measured]) -> tuple[int, Rows]:
     """The width that was measured with the most structures, and the errors by structure."""
     found = grouped(runs, "hidden_dim", "block_size")
     return max(found.items(), key=lambda item: (len(item[1]), item[0]), default=(0, {}))
@@ -256,19 +257,16 @@ def draw_groups(axes: Axes, results: TheoryResults) -> list[str]:
 def draw_trained(axes: Axes, results: TheoryResults, name: str, shift: float) -> list[str]:
     """What was learned of a group at the greatest length; returns the accuracies, in words."""
     length = max((run.config["length"] for run in results.of("trained", group=name)), default=0)
-    found = defaultdict(list)
-    for run in results.of("trained", group=name, length=length):
-        found[run.config["block_size"]].append(run.values[2][-1])
+    found = rows_by(results.of("trained", group=name, length=length), "block_size", ACCURACIES)
     if not found:
         return []
     style = GROUPS[name] | {"lw": 1.0, "label": f"{name}, trained, L = {length}"}
-    sizes = sorted(found)
-    places, rows = [size + shift for size in sizes], [found[size] for size in sizes]
-    means = draw_ranges(axes, places, rows, np.mean, **style)
+    rows = [accuracies[:, -1] for accuracies in found.values()]
+    means = draw_ranges(axes, [size + shift for size in found], rows, np.mean, **style)
     return [
         f"{name}, trained at {length}, k = {k}: last position {mean:.4f} on average, from "
         f"{min(row):.4f} to {max(row):.4f} in {len(row)} runs"
-        for k, mean, row in zip(sizes, means, rows, strict=True)
+        for k, mean, row in zip(found, means, rows, strict=True)
     ]
 
 
@@ -285,8 +283,7 @@ def draw_lengths(results: TheoryResults) -> tuple[Figure | None, list[str]]:
     runs = tasks[max(tasks)]  # those of the greatest lengths; others are not averaged with them
     figure, words = Figure(figsize=LENGTHS_SIZE), []
     axes = figure.subplots()
-    for size in sorted({run.config["block_size"] for run in runs}, key=by_size):
-        rows = np.array([r.values[2] for r in runs if r.config["block_size"] == size])
+    for size, rows in rows_by(runs, "block_size", ACCURACIES).items():
         median, low, high = np.median(rows, axis=0), rows.min(axis=0), rows.max(axis=0)
         positions = 1 + np.arange(len(median))
         color = STRUCTURES.get(size, OTHER_STRUCTURE)["color"]
