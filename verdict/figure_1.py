@@ -64,24 +64,20 @@ def _linear_cde_rows(results: ToyResults, published: dict, input_dim: int) -> li
     rows = []
     for run in sorted(paper.keys() | scores.keys()):
         row = ErrorRow(LINEAR_CDE, None, None, input_dim, run, "MSE", paper=paper.get(run))
-        key = ToyScoreKey(input_dim, run)
+        fault = unusable.get(ToyScoreKey(input_dim, run), "")
         if run not in scores:
-            note = unusable.get(key, "")
-            rows.append(replace(row, verdict=verdict_without_result([note]), note=note))
+            rows.append(replace(row, verdict=verdict_without_result([fault]), note=fault))
             continue
         config = scores[run].config
         precision = config.get("matmul_precision")
         row = replace(row, ours=scores[run].mse, precision=precision and str(precision))
-        differences = departures(config, published["settings"])
-        if key in unusable:  # the number is sound, so the fault is in its record
-            differences.append(unusable[key])
-        if run not in paper:
-            differences.append("the paper has no such run")
-        if differences:
-            rows.append(replace(row, verdict=NOT_COMPARABLE, note="; ".join(differences)))
+        unpublished = "" if run in paper else "the paper has no such run"
+        # The number is sound, so a fault is in its record.
+        if note := _joined(*departures(config, published["settings"]), fault, unpublished):
+            rows.append(replace(row, verdict=NOT_COMPARABLE, note=note))
         else:
             notes = unrecorded(config, published["settings"]) if config else []
-            rows.append(_judge_mse(replace(row, note="; ".join(notes))))
+            rows.append(_judge_mse(replace(row, note=_joined(*notes))))
     return [*rows, _linear_cde_mean(rows, len(paper))]
 
 
@@ -111,7 +107,7 @@ def beside_tf32(rows: list[ErrorRow], tf32: list[ErrorRow]) -> list[ErrorRow]:
     """The rows, those of GPU rounding with what the same run gave in TF32, from its own rows."""
     found = {(row.input_dim, row.run): row for row in tf32 if row.precision == "tf32"}
     return [
-        replace(row, note="; ".join(filter(None, [row.note, f"in TF32 {_said(found[key])}"])))
+        replace(row, note=_joined(row.note, f"in TF32 {_said(found[key])}"))
         if row.verdict == ROUNDING and (key := (row.input_dim, row.run)) in found
         else row
         for row in rows
@@ -134,18 +130,16 @@ def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict
             continue
         values = dict(zip(curve.steps.astype(int).tolist(), curve.rmse.tolist(), strict=True))
         row = replace(blank, run=curve.key.run)
-        differences = departures(curve.settings, settings)
-        if curve.key in unusable:  # the curve is sound, so the fault is in its record
-            differences.append(unusable[curve.key])
-        if differences:
-            step, note = max(values), "; ".join(differences)
+        # The curve is sound, so a fault is in its record.
+        if note := _joined(*departures(curve.settings, settings), unusable.get(curve.key, "")):
+            step = max(values)
             row = replace(row, step=step, ours=values[step], verdict=NOT_COMPARABLE, note=note)
         else:
             shared = paper_curve["rmse"].keys() & values.keys() - {0}
             step = max(shared, default=max(values))
             row = _judge_rmse(replace(row, step=step, ours=values[step]), published, paper_curve)
             notes = unrecorded(curve.settings, settings) if curve.config else []
-            row = replace(row, note="; ".join(filter(None, [row.note, *notes])))
+            row = replace(row, note=_joined(row.note, *notes))
         rows.append(row)
     return [*rows, _sequence_model_mean(rows, blank, results, published, paper_curve)]
 
@@ -172,7 +166,7 @@ def _sequence_model_mean(
     paper_runs = published["sequence_models"]["runs"]
     if len(used) < paper_runs:
         notes.insert(0, f"over {len(used)} of {paper_runs} runs")
-    return replace(mean, note="; ".join(filter(None, [mean.note, *notes])))
+    return replace(mean, note=_joined(mean.note, *notes))
 
 
 def _unpublished_rows(results: ToyResults, published: dict) -> list[ErrorRow]:
@@ -229,6 +223,10 @@ def _deciding(step: int, published: dict, paper_curve: dict) -> tuple[float, flo
     value = paper_curve["rmse"].get(step, {})
     # At step 0 nothing is trained, so that there is nothing to compare.
     return (value["min"], value["max"], BAND_WIDENING) if step and "min" in value else None
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _mean(rows: list[ErrorRow], name: str) -> float:
