@@ -135,14 +135,11 @@ def answer(rows: list[Row]) -> str:
     total = sum(counts.values())
     published = [row for row in rows if row.is_published]
     so_far = Counter(row.so_far for row in published if isinstance(row, ErrorRow))
-    parts = []
-    for verdict, count in counts.items():
-        if count:
-            parts.append(f"{count} {VERDICTS[verdict][count > 1]}")
-        if verdict == PARTIAL and any(so_far[v] for v in _SO_FAR):
-            known = [f"{so_far[v]} {words}" for v, words in _SO_FAR.items() if so_far[v]]
-            parts[-1] += f" ({', '.join(known)})"
-    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+    phrases = {v: f"{count} {VERDICTS[v][count > 1]}" for v, count in counts.items() if count}
+    if known := [f"{so_far[v]} {words}" for v, words in _SO_FAR.items() if so_far[v]]:
+        phrases[PARTIAL] += f" ({', '.join(known)})"
+    *others, last = phrases.values()
+    listed = f"{', '.join(others)} and {last}" if others else last
     return f"{_lead(counts, so_far)}: of the paper's {total} numbers, {listed}."
 
 
