@@ -238,9 +238,8 @@ def _search_model(
             _note(notes, "not counted, failed at a shorter length", here.pop(depth).curve)
         evidence = failures | here
         failures = {d: t for d, t in evidence.items() if t.failed}
-        solved = [depth for depth, trial in evidence.items() if trial.solved]
-        possible = [depth for depth in range(1, limit + 1) if depth not in failures]
-        at_least, at_most = min([*possible, limit + 1]), min([*solved, limit + 1])
+        at_least = min(depth for depth in range(1, limit + 2) if depth not in failures)
+        at_most = min((d for d, t in evidence.items() if t.solved), default=limit + 1)
         cell = Cell(length, limit, at_least, at_most, evidence)
         if cell.blocks is not None and not cell.decided:
             _note(notes, "upper bound, fewer blocks not decided", cell.deciding.curve)
