@@ -13,12 +13,7 @@ from rich.text import Text
 
 from harness.file_names import configuration_label
 from verdict import figure_1, figure_2
-from verdict.figure_2 import (
-    MARKS,
-    NOT_REACHED,
-    UNFINISHED,
-    Search,
-)
+from verdict.figure_2 import MARKS, NOT_REACHED, UNFINISHED, Search
 from verdict.provenance import Provenance, RecordGroup
 from verdict.results import LINEAR_CDE
 from verdict.rows import (
@@ -37,12 +32,7 @@ from verdict.rows import (
 
 MIN_WIDTH = 110  # columns of text where the output is not a terminal
 WRAPPED = ("model", "agrees within", "verdict", "note")  # columns that a narrow terminal may fold
-RULES = [
-    figure_1.LINEAR_CDE_RULE,
-    figure_1.SEQUENCE_MODEL_RULE,
-    VERDICT_RULE,
-    figure_2.RULE,
-]
+RULES = [figure_1.LINEAR_CDE_RULE, figure_1.SEQUENCE_MODEL_RULE, VERDICT_RULE, figure_2.RULE]
 LEGEND_LINES = {
     NOT_REACHED: f"{MARKS[NOT_REACHED]}: not reached with 4 blocks ({LINEAR_CDE}: with 1)",
     UNFINISHED: f"{MARKS[UNFINISHED]}: unfinished, a run that could decide it stopped early",
