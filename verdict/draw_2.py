@@ -80,7 +80,7 @@ def _draw_model(axes: Axes, model: str, found: Search) -> bool:
     cells = [found.cells[model, length] for length in found.lengths]
     if all(cell.blocks is None for cell in cells):
         return False
-    heights = _heights([cell.blocks for cell in cells], OFFSETS[model])
+    heights = np.array([cell.blocks for cell in cells], dtype=float) + OFFSETS[model]  # NaN: a gap
     known = sum(cell.blocks is not None or cell.decided for cell in cells)
     label = found.label(model)
     if known < len(cells):  # tells a line that ends so from one that ends at a failure
@@ -93,14 +93,10 @@ def _draw_model(axes: Axes, model: str, found: Search) -> bool:
 
 
 def _draw_published(axes: Axes, model: str, published: dict) -> None:
-    heights = _heights(published["models"][model], OFFSETS[model] + PAPER_OFFSET)
+    offset = OFFSETS[model] + PAPER_OFFSET
+    heights = np.array(published["models"][model], dtype=float) + offset
     style = MODEL_STYLES[model] | PAPER_LINE
     axes.plot(published["lengths"], heights, label=model + PAPER, **style)
-
-
-def _heights(blocks: list[int | None], offset: float) -> np.ndarray:
-    """Heights of a line, NaN where it has a gap."""
-    return np.array([math.nan if number is None else number + offset for number in blocks])
 
 
 def draw_curves(found: Search, solved_above: float) -> Figure:
