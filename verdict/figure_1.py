@@ -106,17 +106,14 @@ def _judge_mse(row: ErrorRow) -> ErrorRow:
 def beside_tf32(rows: list[ErrorRow], tf32: list[ErrorRow]) -> list[ErrorRow]:
     """The rows, those of GPU rounding with what the same run gave in TF32, from its own rows."""
     found = {(row.input_dim, row.run): row for row in tf32 if row.precision == "tf32"}
-    return [
-        replace(row, note=_joined(row.note, f"in TF32 {_said(found[key])}"))
-        if row.verdict == ROUNDING and (key := (row.input_dim, row.run)) in found
-        else row
-        for row in rows
-    ]
-
-
-def _said(row: ErrorRow) -> str:
-    reason = f" ({row.note})" if row.note else ""
-    return f"{row.ours:.4e}, {row.difference}: {row.verdict}{reason}"
+    beside = []
+    for row in rows:
+        if row.verdict == ROUNDING and (same := found.get((row.input_dim, row.run))):
+            reason = f" ({same.note})" if same.note else ""
+            said = f"in TF32 {same.ours:.4e}, {same.difference}: {same.verdict}{reason}"
+            row = replace(row, note=_joined(row.note, said))
+        beside.append(row)
+    return beside
 
 
 def _sequence_model_rows(results: ToyResults, published: dict, paper_curve: dict) -> list[ErrorRow]:
