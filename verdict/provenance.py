@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from verdict.results import UNVERIFIED, FoundRun, find_runs
 
 # In the order in which they are shown: their names, and what their runs are sorted by.
 EXPERIMENTS = {
-    ToyScoreKey: ("Linear CDE on the toy task", ("input_dim", "run")),
+    ToyScoreKey: ("Linear CDE on the toy task", attrgetter("input_dim", "run")),
     ToyCurveKey: (
         "sequence models on the toy task",
-        ("input_dim", "model", "depth", "nonlinear", "run"),
+        attrgetter("input_dim", "model", "depth", "nonlinear", "run"),
     ),
-    A5ScoreKey: ("Linear CDE on A5", ("length",)),
-    A5CurveKey: ("sequence models on A5", ("model", "length", "depth")),
+    A5ScoreKey: ("Linear CDE on A5", attrgetter("length")),
+    A5CurveKey: ("sequence models on A5", attrgetter("model", "length", "depth")),
 }
 NOT_RECORDED = "not recorded"
 # A run's label says these, so that runs which differ in nothing else have one config.
@@ -72,25 +73,21 @@ def load_provenance(results_dir: Path) -> Provenance:
     ]
     groups: dict[tuple, RecordGroup] = {}
     unrecorded = []
-    for run in sorted(found, key=lambda run: _place(run.key)):
-        experiment, label = EXPERIMENTS[type(run.key)][0], _label(run.key)
-        if run.record is None:
-            unrecorded.append(f"{experiment}, {label}")
-            continue
-        config = {name: value for name, value in run.config.items() if name not in _IN_LABEL}
-        origin = run.record.provenance
-        packages = ", ".join(f"{name} {version}" for name, version in origin.packages.items())
-        made_with = _hardware(origin), packages or NOT_RECORDED
-        key = (experiment, json.dumps(config, sort_keys=True), *made_with)
-        group = groups.setdefault(key, RecordGroup(experiment, config, *made_with, []))
-        group.runs.append(_made(label, run))
+    for kind, (experiment, place) in EXPERIMENTS.items():
+        runs = [run for run in found if isinstance(run.key, kind)]
+        for run in sorted(runs, key=lambda run: place(run.key)):
+            label = _label(run.key)
+            if run.record is None:
+                unrecorded.append(f"{experiment}, {label}")
+                continue
+            config = {name: value for name, value in run.config.items() if name not in _IN_LABEL}
+            origin = run.record.provenance
+            packages = ", ".join(f"{name} {version}" for name, version in origin.packages.items())
+            made_with = _hardware(origin), packages or NOT_RECORDED
+            key = (experiment, json.dumps(config, sort_keys=True), *made_with)
+            group = groups.setdefault(key, RecordGroup(experiment, config, *made_with, []))
+            group.runs.append(_made(label, run))
     return Provenance(list(groups.values()), unrecorded)
-
-
-def _place(key: Key) -> tuple:
-    """Where a run stands: by experiment, then in the order of its figure."""
-    kind = type(key)
-    return list(EXPERIMENTS).index(kind), [getattr(key, name) for name in EXPERIMENTS[kind][1]]
 
 
 def _label(key: Key) -> str:
