@@ -46,7 +46,7 @@ def _draw(args: argparse.Namespace) -> Drawing:
     results = load_a5_results(args.results_dir)
     found = search(results, published)
     if not found.trials:
-        return Drawing(results.problems)
+        return Drawing(results.problems, found.notes)
     table = published["min_blocks"]
     drawing = Drawing(results.problems, found.notes)
     if args.table:

@@ -50,7 +50,7 @@ def _draw(args: argparse.Namespace) -> Drawing:
     lines, notes = select_lines(results, published["sequence_models"]["settings"])
     notes += linear_cde_notes(results.scores, published["linear_cde"]["settings"])
     if not lines and not results.scores:
-        return Drawing(results.problems)
+        return Drawing(results.problems, notes)
     left_out = missing_configurations(results, lines)
     if left_out:
         notes.append("left out, no usable results: " + "; ".join(left_out))

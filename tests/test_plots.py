@@ -16,7 +16,7 @@ import plot_A5
 import plot_toy
 from a5_runs import PAPER_TABLE, PUBLISHED, table_rows, write_run
 from benchmarks.released_files import write_a5_files, write_toy_files
-from harness.file_names import ToyScoreKey
+from harness.file_names import ToyCurveKey, ToyScoreKey
 from harness.paths import ROOT, TOY_RESULTS
 from verdict import command_line
 from verdict.results import LINEAR_CDE, published_results
@@ -111,6 +111,17 @@ def test_an_empty_folder_gives_a_message_and_no_picture(tmp_path, capsys, door):
     kind = folder.removeprefix("outputs_")
     assert capsys.readouterr().err == f"nothing to draw: no {kind} results in {tmp_path}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_the_figure_leaves_out_are_named_where_nothing_else_is_there(tmp_path, capsys):
+    key = ToyCurveKey("S5", 2, True, 2, 1e-4, 256, 0)
+    (tmp_path / TOY_RESULTS).mkdir()
+    for path in key.paths(tmp_path / TOY_RESULTS):
+        np.save(path, np.array([0.0, 1000.0]))
+    assert plot_toy.main(["--results-dir", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert "not part of Figure 1, left out: S5, depth 2, nonlinear (2D)" in output.out
+    assert "nothing to draw" in output.err
 
 
 def test_runs_that_solve_nothing_give_curves_but_no_empty_figure(tmp_path, capsys):
