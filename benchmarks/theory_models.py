@@ -37,7 +37,7 @@ from experiments import theory
 from experiments.lcde_a5 import model_of
 from experiments.lcde_training import Batch, accuracy_by_position, fast_states, with_leaves
 from experiments.schema import load_config
-from experiments.theory.training import a5_config, random_words
+from experiments.theory.training import a5_settings, random_words
 from experiments.training_loop import checkpoint_config
 from harness.checkpoints import Checkpoints, checkpoint_folder
 from harness.machine import describe_machine
@@ -123,8 +123,7 @@ def trained_model(run: Run) -> A5LinearCDE:
             "keeps it there, in another --results-dir too"
         )
     arrays = {n.removeprefix(MODEL): x for n, x in kept.arrays.items() if n.startswith(MODEL)}
-    settings = {**a5_config(run.config).identity(), "length": run.config["length"]}
-    return with_leaves(model_of(settings, jr.key(0)), arrays)
+    return with_leaves(model_of(a5_settings(run.config), jr.key(0)), arrays)
 
 
 def fresh_words(run: Run, count: int, length: int) -> tuple[Group, Batch]:

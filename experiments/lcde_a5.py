@@ -81,13 +81,12 @@ def prepare(config: Config, folder: Path, run: Run) -> Prepared:
     """Data, model, optimizer and schedule of a run."""
     from experiments.lcde_training import accuracy
 
-    length = run.config["length"]
-    data = load_data(config, length, folder)
+    data = load_data(config, run.config["length"], folder)
     metric = partial(accuracy, batch_size=config.eval_batch_size)
     schedule = Schedule(
         config.max_steps, config.eval_interval, config.checkpoint_interval, config.stop_accuracy
     )
-    trainable = training_of(config, length, data, metric)
+    trainable = training_of(run.config, data, metric)
     return Prepared(trainable, schedule, "accuracy", data.digests)
 
 
@@ -117,9 +116,9 @@ def load_data(config: WordConfig, length: int, folder: Path) -> WordData:
 
 
 def training_of(
-    config: Config, length: int, data: WordData, metric: Callable[["A5LinearCDE", "Batch"], float]
+    settings: Mapping[str, Any], data: WordData, metric: Callable[["A5LinearCDE", "Batch"], float]
 ) -> "Training":
-    """A new model of the config and its training at a length, drawn from the config's seed.
+    """A new model of a run's config and its training, drawn from the run's seed.
 
     metric: of the model and the validation sequences, where training is evaluated.
     """
@@ -128,18 +127,19 @@ def training_of(
 
     from experiments.lcde_training import Batch, Training
 
-    sources = [(data.training, config.batch_size, ORDER)]
+    seed, length = settings["seed"], settings["length"]
+    sources = [(data.training, settings["batch_size"], ORDER)]
     if data.pairs is not None:
-        sources.append((data.pairs, config.short_batch_size, SHORT_ORDER))
-    model_key, train_key = jr.split(jr.fold_in(jr.key(config.seed, impl="threefry2x32"), length))
+        sources.append((data.pairs, settings["short_batch_size"], SHORT_ORDER))
+    model_key, train_key = jr.split(jr.fold_in(jr.key(seed, impl="threefry2x32"), length))
     return Training(
-        model_of({**config.identity(), "length": length}, model_key),
+        model_of(settings, model_key),
         [
-            (Batch(*rows), DataOrder(len(rows[0]), size, (config.seed, length, tag)))
+            (Batch(*rows), DataOrder(len(rows[0]), size, (seed, length, tag)))
             for rows, size, tag in sources
         ],
-        optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
-        config.dropout,
+        optax.adamw(settings["learning_rate"], weight_decay=settings["weight_decay"]),
+        settings["dropout"],
         lambda model, *rows: metric(model, Batch(*rows)),
         data.validation,
         train_key,

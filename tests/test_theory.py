@@ -31,7 +31,7 @@ from experiments.theory.training import (
     TEST,
     TRAINING,
     VALIDATION,
-    a5_config,
+    a5_settings,
     all_pairs,
     random_words,
 )
@@ -232,11 +232,12 @@ def test_a_wrong_key_within_a_key_is_named():
 def test_a_trained_run_is_the_a5_experiments_model_with_a_seed_of_its_own(block_size, blocks):
     changes = {"lengths_block_sizes": [block_size], "parts": ["lengths"], "runs": 2}
     first, second = (
-        a5_config(run.config) for run in theory.plan(config_of(**changes), RESULTS_DIR)
+        a5_settings(run.config) for run in theory.plan(config_of(**changes), RESULTS_DIR)
     )
-    assert (first.blocks, first.step, first.time_channel) == (blocks, "fixed", False)
-    assert first.hidden_dim == 240
-    assert second == first.model_copy(update={"seed": first.seed + 1})
+    found = first.get("block_size"), first["step"], first["time_channel"]
+    assert found == (blocks, "fixed", False)
+    assert first["hidden_dim"] == 240
+    assert second == {**first, "run": 1, "seed": first["seed"] + 1}
 
 
 def test_words_are_drawn_for_their_purpose_and_run_and_labelled_by_their_products(jax):

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # After the seed: what tells these random numbers from others.
 TRAINING, VALIDATION, TEST = 23, 29, 31
 EVAL_BATCH_SIZE = 2048
-# What `lcde_a5` reads of a config beside a run's own settings, and needs for nothing here.
-UNUSED = {"results_dir": "unused", "data_seed": 0, "train_fraction": 0.5, "checkpoint_interval": 1}
 
 
 def prepare(run: Run) -> Prepared:
@@ -46,10 +44,7 @@ def prepare(run: Run) -> Prepared:
         digests={},
     )
     trainable = lcde_a5.training_of(
-        a5_config(config),
-        config["length"],
-        data,
-        lambda model, batch: float(by_position(model, batch)[-1]),
+        a5_settings(config), data, lambda model, batch: float(by_position(model, batch)[-1])
     )
 
     def test() -> Tested:
@@ -63,20 +58,12 @@ def prepare(run: Run) -> Prepared:
     return Prepared(trainable, schedule, "accuracy", {}, test)
 
 
-def a5_config(config: Mapping[str, Any]) -> lcde_a5.Config:
+def a5_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings as the experiment on A5 has them; each run has a seed of its own."""
-    names = lcde_a5.Config.model_fields.keys()
-    settings = {key: value for key, value in config.items() if key in names}
-    dense = config["block_size"] == "dense"
-    settings |= UNUSED | {
-        "seed": config["seed"] + config["run"],
-        "lengths": [config["length"]],
-        "structure": "dense" if dense else "block_diagonal",
-        "block_size": 1 if dense else config["block_size"],
-        "eval_batch_size": EVAL_BATCH_SIZE,
-        "stop_accuracy": 1.0,  # when to stop is for the schedule to say
-    }
-    return lcde_a5.Config(**settings)
+    settings = {**config, "seed": config["seed"] + config["run"]}
+    if config["block_size"] == "dense":
+        del settings["block_size"]
+    return settings
 
 
 def random_words(
