@@ -4,14 +4,14 @@ One block is trained for each sequence length L, until it solves it. A step make
 sequences of length L and one on sequences of length 2.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from data_dir.a5_dataset import load_word_problem, split
+from data_dir.a5_dataset import Arrays, load_word_problem, split
 from data_dir.finite_groups import group
 from experiments.devices import jax_device, jax_numbers, origin_of_jax_runs
 from experiments.schema import LinearCDEConfig, PositiveFloat, PositiveInt, WordConfig
@@ -96,10 +96,19 @@ class WordData(NamedTuple):
     Each with their running products, uint8 (b, L).
     """
 
-    training: tuple[np.ndarray, np.ndarray]
-    validation: tuple[np.ndarray, np.ndarray]
-    pairs: tuple[np.ndarray, np.ndarray] | None
+    training: Arrays
+    validation: Arrays
+    pairs: Arrays | None
     digests: dict[str, str]  # file name -> SHA-256
+
+    def batches(
+        self, settings: Mapping[str, Any], seed: Sequence[int]
+    ) -> list[tuple[Arrays, DataOrder]]:
+        """For each batch of a step its data and their order; seed: integers that name the run."""
+        sources = [(self.training, settings["batch_size"], ORDER)]
+        if self.pairs is not None:
+            sources.append((self.pairs, settings["short_batch_size"], SHORT_ORDER))
+        return [(rows, DataOrder(len(rows[0]), size, [*seed, tag])) for rows, size, tag in sources]
 
 
 def load_data(config: WordConfig, length: int, folder: Path) -> WordData:
@@ -128,16 +137,10 @@ def training_of(
     from experiments.lcde_training import Batch, Training
 
     seed, length = settings["seed"], settings["length"]
-    sources = [(data.training, settings["batch_size"], ORDER)]
-    if data.pairs is not None:
-        sources.append((data.pairs, settings["short_batch_size"], SHORT_ORDER))
     model_key, train_key = jr.split(jr.fold_in(jr.key(seed, impl="threefry2x32"), length))
     return Training(
         model_of(settings, model_key),
-        [
-            (Batch(*rows), DataOrder(len(rows[0]), size, (seed, length, tag)))
-            for rows, size, tag in sources
-        ],
+        [(Batch(*rows), order) for rows, order in data.batches(settings, [seed, length])],
         optax.adamw(settings["learning_rate"], weight_decay=settings["weight_decay"]),
         settings["dropout"],
         lambda model, *rows: metric(model, Batch(*rows)),

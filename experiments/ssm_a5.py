@@ -20,7 +20,7 @@ from data_dir.finite_groups import group
 from experiments.devices import torch_device, torch_numbers
 from experiments.lcde_a5 import load_data
 from experiments.schema import Length, PositiveFloat, PositiveInt, SSMConfig, WordConfig
-from experiments.training_loop import DataOrder, Do, Prepared, Schedule, do_run
+from experiments.training_loop import Do, Prepared, Schedule, do_run
 from harness.file_names import A5CurveKey, configuration_label
 from harness.outcomes import failed
 from harness.paths import A5_RESULTS, WORD_DATA
@@ -137,9 +137,6 @@ def prepare(
     def on_device(rows: Sequence[np.ndarray]) -> tuple["torch.Tensor", ...]:
         return tuple(torch.from_numpy(x).to(where, torch.int32) for x in rows)
 
-    sources = [(data.training, settings["batch_size"], training.ORDER)]
-    if data.pairs is not None:
-        sources.append((data.pairs, config.short_batch_size, training.SHORT_ORDER))
     generator = training.generator_of([*seed, training.DROPOUT], where)
     dropout = Dropout(config.dropout, generator)
     model = model_of(config, settings, backend, dropout).to(where)
@@ -150,10 +147,7 @@ def prepare(
             lr=settings["learning_rate"],
             weight_decay=config.weight_decay,
         ),
-        [
-            (*on_device(rows), DataOrder(len(rows[0]), size, [*seed, tag]))
-            for rows, size, tag in sources
-        ],
+        [(*on_device(rows), order) for rows, order in data.batches(settings, seed)],
         training.mean_cross_entropy,
         lambda m, *rows: training.accuracy(m, *rows, config.eval_batch_size),
         on_device(data.validation),

@@ -21,8 +21,9 @@ from kernels.selective_scan import choose_backend
 from torch_layers import Dropout, make_layer
 
 PACKAGES = ("torch", "mamba-ssm", "s5-pytorch", "numpy")
-# What a run draws, after its seed and what names it. Never 0: NumPy pads short seeds with zeros.
-ORDER, SHORT_ORDER, PARAMETERS, DROPOUT = 2, 3, 4, 5
+# What a run draws, after its seed and what names it; `lcde_a5` has 2 and 3 for the orders of words.
+# Never 0: NumPy pads short seeds with zeros.
+ORDER, PARAMETERS, DROPOUT = 2, 4, 5
 # The settings that tell a run's streams from those of others with its seed.
 RUN_NAME = {"model", "input_dim", "nonlinear", "depth", "run", "length"}
 

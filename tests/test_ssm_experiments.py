@@ -11,13 +11,12 @@ pytest.importorskip("torch", reason="the sequence models need PyTorch")
 import torch
 
 from experiments import ssm_a5, ssm_toy
-from experiments.lcde_a5 import SPLIT
+from experiments.lcde_a5 import SHORT_ORDER, SPLIT
 from experiments.schema import load_config
 from experiments.ssm_training import (
     DROPOUT,
     ORDER,
     PARAMETERS,
-    SHORT_ORDER,
     Training,
     accuracy,
     generator_of,
