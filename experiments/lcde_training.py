@@ -21,7 +21,6 @@ from kernels.token_cde import BlockWeights, correct_by_position, states_by_token
 from linear_cde import A5LinearCDE
 
 T = TypeVar("T")
-StatesForm = Callable[[A5LinearCDE, UInt8[Array, "b L"]], Float[Array, "b L H"]]
 
 
 def fast_states(model: A5LinearCDE, tokens: UInt8[Array, "b L"]) -> Float[Array, "b L H"]:
@@ -38,10 +37,9 @@ def mean_cross_entropy(
     targets: UInt8[Array, "b L"],
     dropout: float,
     key: PRNGKeyArray,
-    states: StatesForm = fast_states,
 ) -> Float[Array, ""]:
     """Cross-entropy over all positions of all sequences, from log-softmax."""
-    logits = model.logits(states(model, tokens), model.embedding[tokens], dropout, key)
+    logits = model.logits(fast_states(model, tokens), model.embedding[tokens], dropout, key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets.astype(jnp.int32))
     return jnp.mean(losses)
 
@@ -71,7 +69,6 @@ def train_step(
     key: PRNGKeyArray,
     optimizer: optax.GradientTransformation,
     dropout: float,
-    states: StatesForm = fast_states,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update for each batch, in order; returns the state and the first batch's loss.
 
@@ -80,7 +77,7 @@ def train_step(
     losses = []
     for batch, batch_key in zip(batches, jr.split(key, len(batches)), strict=True):
         loss, gradients = eqx.filter_value_and_grad(mean_cross_entropy)(
-            state.model, batch.tokens, batch.targets, dropout, batch_key, states
+            state.model, batch.tokens, batch.targets, dropout, batch_key
         )
         updates, moments = optimizer.update(gradients, state.moments, state.model)
         state = TrainState(eqx.apply_updates(state.model, updates), moments)
