@@ -100,27 +100,13 @@ def accuracy_by_position(
 
 
 def block_weights(model: A5LinearCDE) -> BlockWeights:
-    """A model's parameters as the evaluation by token takes them."""
-    cde, mix, norm, out = model.cde, model.mix, model.norm, model.out
-    A_time, B_time = cde.time_fields()
-    weights = BlockWeights(
-        embedding=model.embedding,
-        init_matrix=cde.init_matrix,
-        init_bias=cde.init_bias,
-        A_time=A_time,
-        A=cde.A,
-        B_time=B_time,
-        B=cde.B,
-        mix_weight=mix.weight,
-        mix_bias=mix.bias,
-        norm_weight=norm.weight,
-        norm_bias=norm.bias,
-        norm_eps=norm.eps,
-        out_weight=out.weight,
-        out_bias=out.bias,
-        step_length=model.step_length,
-    )
-    return BlockWeights(*(np.asarray(x) if eqx.is_array(x) else x for x in weights))
+    """A model's parameters as the evaluation by token takes them: by their place in the model."""
+    arrays = {
+        name.removeprefix("cde.").replace(".", "_"): x for name, x in named_leaves(model).items()
+    }
+    A_time, B_time = map(np.asarray, model.cde.time_fields())
+    arrays |= {"A_time": A_time, "B_time": B_time}  # zeros where the model has none
+    return BlockWeights(**arrays, norm_eps=model.norm.eps, step_length=model.step_length)
 
 
 class Training:

@@ -196,7 +196,7 @@ def block_scan(
 
 
 class BlockWeights(NamedTuple):
-    """The parameters of an `A5LinearCDE` as NumPy arrays."""
+    """The parameters of an `A5LinearCDE` as NumPy arrays, named by their place in it."""
 
     embedding: Float[np.ndarray, "V E"]
     init_matrix: Float[np.ndarray, "H E"]
