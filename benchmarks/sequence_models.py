@@ -44,7 +44,7 @@ LEAN_BATCH = 4
 def toy_training(config: Config, name: str, depth: int, backend: str) -> Training:
     """A model, its optimizer and random paths; nonlinear where there is more than one block."""
     run = {"model": name, "depth": depth, "nonlinear": depth > 1, "input_dim": 2}
-    model = model_of(config, {**run, "seed": config.seed, "run": 0}, backend)
+    model = model_of({**config.identity(), **run, "run": 0}, backend)
     generator = torch.Generator().manual_seed(0)
     paths = torch.randn(PATHS, LENGTH, 2, generator=generator)
     labels = torch.randn(PATHS, generator=generator)

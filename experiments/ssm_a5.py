@@ -139,7 +139,7 @@ def prepare(
 
     generator = training.generator_of([*seed, training.DROPOUT], where)
     dropout = Dropout(config.dropout, generator)
-    model = model_of(config, settings, backend, dropout).to(where)
+    model = model_of(settings, backend, dropout).to(where)
     trainable = training.Training(
         torch.compile(model) if config.compile else model,
         torch.optim.AdamW(
@@ -174,22 +174,21 @@ def trained_model(
 
     where = torch_device(device, "float32")
     dropout = Dropout(settings["dropout"], training.generator_of([1], where))
-    config = Config.model_construct(**settings)
-    model = model_of(config, settings, settings["scan_backend"], dropout)
+    model = model_of(settings, settings["scan_backend"], dropout)
     return training.with_parameters(model, parameters).to(where)
 
 
-def model_of(config: Config, settings: Mapping[str, Any], backend: str, dropout: "Dropout") -> Any:
-    """The `SequenceModel` of a run, drawn from the run's own stream."""
+def model_of(settings: Mapping[str, Any], backend: str, dropout: "Dropout") -> Any:
+    """The `SequenceModel` of a run's config, drawn from the run's own stream."""
     from experiments.ssm_training import PARAMETERS, generator_of, layer_maker, run_seed
     from torch_sequence_models import a5_model
 
     generator = generator_of([*run_seed(settings), PARAMETERS])
-    attention = (config.num_heads, config.feed_forward_dim, dropout)
+    attention = (settings["num_heads"], settings["feed_forward_dim"], dropout)
     return a5_model(
-        layer_maker(config, settings, backend, generator, attention),
-        vocabulary=group(config.group).order,
-        width=config.hidden_dim,
+        layer_maker(settings, backend, generator, attention),
+        vocabulary=group(settings["group"]).order,
+        width=settings["hidden_dim"],
         depth=settings["depth"],
         positions=settings["length"] if settings["model"] == "Transformer" else None,
         dropout=dropout,

@@ -96,7 +96,7 @@ def prepare(
     seed = training.run_seed(settings)
     order = DataOrder(data.num_train, config.batch_size, [*seed, training.ORDER])
     validation = paths[data.num_train :], labels[data.num_train :]
-    model = model_of(config, settings, backend).to(where)
+    model = model_of(settings, backend).to(where)
     trainable = training.Training(
         torch.compile(model) if config.compile else model,
         torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate),
@@ -119,22 +119,22 @@ def trained_model(
     from experiments import ssm_training as training
 
     where = torch_device(device, "float32")
-    model = model_of(Config.model_construct(**settings), settings, settings["scan_backend"])
+    model = model_of(settings, settings["scan_backend"])
     return training.with_parameters(model, parameters).to(where)
 
 
-def model_of(config: Config, settings: Mapping[str, Any], backend: str) -> Any:
-    """The `SequenceModel` of a run, drawn from the run's own stream."""
+def model_of(settings: Mapping[str, Any], backend: str) -> Any:
+    """The `SequenceModel` of a run's config, drawn from the run's own stream."""
     from experiments.ssm_training import PARAMETERS, generator_of, layer_maker, run_seed
     from torch_sequence_models import toy_model
 
     generator = generator_of([*run_seed(settings), PARAMETERS])
     return toy_model(
-        layer_maker(config, settings, backend, generator),
+        layer_maker(settings, backend, generator),
         input_dim=settings["input_dim"],
-        width=config.hidden_dim,
+        width=settings["hidden_dim"],
         depth=settings["depth"],
         nonlinear=settings["nonlinear"],
-        mix_first=config.block_order == "mix_then_activate",
+        mix_first=settings["block_order"] == "mix_then_activate",
         generator=generator,
     )

@@ -57,20 +57,19 @@ def with_parameters(model: nn.Module, parameters: Mapping[str, np.ndarray]) -> n
 
 
 def layer_maker(
-    config: SSMConfig,
     run: Mapping[str, Any],
     backend: str,
     generator: torch.Generator,
     attention: tuple[int, int, Dropout] | None = None,
 ) -> Callable[[], nn.Module]:
-    """Draws the run's next layer; attention as in `make_layer`."""
+    """Draws the next layer of a run's config; attention as in `make_layer`."""
     return lambda: make_layer(
         run["model"],
-        config.hidden_dim,
-        config.state_dim,
+        run["hidden_dim"],
+        run["state_dim"],
         backend=backend,
-        s4_mode=config.s4_mode,
-        s4_softplus_step=config.s4_softplus_step,
+        s4_mode=run["s4_mode"],
+        s4_softplus_step=run["s4_softplus_step"],
         attention=attention,
         generator=generator,
     )

@@ -59,7 +59,8 @@ def training(model="Mamba", captured=False):
     )
     generator = generator_of([1])
     dropout = Dropout(0.1, generator)
-    network = ssm_a5.model_of(config, {**RUN, "model": model}, "reference", dropout)
+    settings = {**config.identity(), **RUN, "model": model}
+    network = ssm_a5.model_of(settings, "reference", dropout)
     made = Training(
         network,
         torch.optim.AdamW(parameter_groups(network), lr=1e-2, weight_decay=0.01),

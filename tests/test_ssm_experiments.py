@@ -45,13 +45,13 @@ def config_of(experiment, **changes):
 
 def small_toy_model(**changes):
     config = config_of(ssm_toy, **SMALL)
-    return ssm_toy.model_of(config, {**TOY_RUN, **changes}, "reference")
+    return ssm_toy.model_of({**config.identity(), **TOY_RUN, **changes}, "reference")
 
 
 def small_a5_model(dropout=0.0, **changes):
     config = config_of(ssm_a5, **SMALL_A5)
     layer = Dropout(dropout, torch.Generator().manual_seed(0))
-    return ssm_a5.model_of(config, {**A5_RUN, **changes}, "reference", layer)
+    return ssm_a5.model_of({**config.identity(), **A5_RUN, **changes}, "reference", layer)
 
 
 def words(count, length, seed=0):
@@ -157,7 +157,8 @@ def test_orders_parameters_and_dropout_draw_from_streams_of_their_own():
 def training(dropout=0.1, seed=0):
     generator = generator_of([seed, 1])
     config = config_of(ssm_a5, **SMALL_A5)
-    model = ssm_a5.model_of(config, A5_RUN, "reference", Dropout(dropout, generator))
+    settings = {**config.identity(), **A5_RUN}
+    model = ssm_a5.model_of(settings, "reference", Dropout(dropout, generator))
     sources = [
         (*words(20, 4), DataOrder(20, 4, [seed, 2])),
         (*words(6, 2), DataOrder(6, 3, [seed, 3])),

@@ -147,7 +147,8 @@ def training_of(check: Check, experiment: str, run: dict[str, Any], backend: str
         length = 3 if check.tiny else 100
         inputs = torch.randn(1000, length, run["input_dim"], generator=generator)
         sources = [(inputs, torch.randn(1000, generator=generator), config.batch_size)]
-        model = ssm_toy.model_of(config, {"seed": 0, "run": 0, **run}, backend).to(check.device)
+        settings = {**config.identity(), "seed": 0, "run": 0, **run}
+        model = ssm_toy.model_of(settings, backend).to(check.device)
         adam = torch.optim.Adam(training.parameter_groups(model), lr=config.learning_rate)
         loss, dropout = training.squared_error, None
     else:
@@ -158,7 +159,8 @@ def training_of(check: Check, experiment: str, run: dict[str, Any], backend: str
         ]
         draws = training.generator_of([0], check.device)
         dropped = Dropout(config.dropout, draws)
-        model = ssm_a5.model_of(config, {"seed": 0, **run}, backend, dropped).to(check.device)
+        settings = {**config.identity(), "seed": 0, **run}
+        model = ssm_a5.model_of(settings, backend, dropped).to(check.device)
         adam = torch.optim.AdamW(training.parameter_groups(model), lr=1e-4, weight_decay=0.01)
         loss, dropout = training.mean_cross_entropy, (draws, [0])
     there = [
