@@ -8,8 +8,7 @@ of a path, N paths.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -131,22 +130,6 @@ def do_run(
     return mse, {"features_s": round(features_s, 2), "wall_time_s": round(wall_time_s, 2)}
 
 
-@contextmanager
-def naming_a_failed_solve(paths: Float[np.ndarray, "N n d"]) -> Iterator[None]:
-    """Raises: FloatingPointError, where the adaptive solver gives up."""
-    from equinox import EquinoxRuntimeError
-
-    from linear_cde import most_steps
-
-    try:
-        yield
-    except EquinoxRuntimeError:
-        raise FloatingPointError(
-            f"the solver failed: within {most_steps(paths.shape[1])} steps it found no solution "
-            "that meets rtol and atol"
-        ) from None
-
-
 def model_key(seed: int, run: int) -> PRNGKeyArray:
     """The model key of a run: the released runs' chain of splits, the same for every d."""
     import jax
@@ -184,34 +167,39 @@ def features_of(
 
     shared: the paths' increments, to compose shared flows (in groups on a CPU, in blocks on a GPU);
     None to solve path by path, `batch_size` at a time, as the paper did.
+    Raises: FloatingPointError, where the adaptive solver gives up, or as `check_features`.
     """
     import jax
+    from equinox import EquinoxRuntimeError
 
     from kernels.shared_flows import compose_by_block, compose_by_group, interval_flows
-    from linear_cde import solve_paths
+    from linear_cde import most_steps, solve_paths
 
     ts = sample_times(paths)
     intervals = len(paths) * (len(ts) - 1)
-    with (
-        naming_a_failed_solve(paths),
-        progress_bar(description, intervals, "interval") as bar,
-    ):
-        if shared is None:
-            parts = []
-            for i in range(0, len(paths), config.batch_size):
-                batch = paths[i : i + config.batch_size]
-                parts.append(np.asarray(solve_paths(model, ts, batch, solve)))
-                bar.update(len(batch) * (len(ts) - 1))
-            return np.concatenate(parts)
-        flows = interval_flows(model.A, model.B, ts[:2], shared.values, solve)
-        start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
-        size = config.flow_batch_size
-        if jax.default_backend() == "gpu":
-            features = compose_by_block(flows, start, shared.ids, size, bar.update)
-        else:
-            threads = available_cores()
-            features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
-        check_features(model, paths, features, solve)
+    try:
+        with progress_bar(description, intervals, "interval") as bar:
+            if shared is None:
+                parts = []
+                for i in range(0, len(paths), config.batch_size):
+                    batch = paths[i : i + config.batch_size]
+                    parts.append(np.asarray(solve_paths(model, ts, batch, solve)))
+                    bar.update(len(batch) * (len(ts) - 1))
+                return np.concatenate(parts)
+            flows = interval_flows(model.A, model.B, ts[:2], shared.values, solve)
+            start = np.asarray(jax.vmap(model.initial_state)(paths[:, 0]))
+            size = config.flow_batch_size
+            if jax.default_backend() == "gpu":
+                features = compose_by_block(flows, start, shared.ids, size, bar.update)
+            else:
+                threads = available_cores()
+                features = compose_by_group(flows, start, shared.ids, size, threads, bar.update)
+            check_features(model, paths, features, solve)
+    except EquinoxRuntimeError:
+        raise FloatingPointError(
+            f"the solver failed: within {most_steps(len(ts))} steps it found no solution that "
+            "meets rtol and atol"
+        ) from None
     return features
 
 
