@@ -55,7 +55,7 @@ def do_fields(
     return [np.array([rmse, zero])], details, data.digests
 
 
-def load_target(data_dir: Path, seed: int, hidden_dim: int, **settings: Any) -> Target:
+def load_target(data_dir: Path, target: str, seed: int, hidden_dim: int, **settings: Any) -> Target:
     """The paths and labels of a run, and the increments whose flows it shares, with why.
 
     Area and volume: the toy data. Fully antisymmetric terms: random lattice walks of their own.
@@ -63,7 +63,6 @@ def load_target(data_dir: Path, seed: int, hidden_dim: int, **settings: Any) -> 
     """
     from kernels.shared_flows import find_shared_increments
 
-    target = settings.pop("target")
     if target in TOY_TARGETS:
         data = load_toy_dataset(data_dir, **settings)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -68,8 +68,6 @@ class TrainedGroup(BaseModel):
 
 class Config(ExperimentConfig):
     """The settings; their values stand in experiment_configs/theory.yaml."""
-
-    flags: ClassVar[Mapping[str, str]] = {"-s": "seed"}
 
     parts: Annotated[list[Literal[PARTS]], Field(min_length=1)]
     runs: PositiveInt
