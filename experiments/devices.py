@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError, UnavailableError
@@ -100,19 +100,17 @@ def jax_numbers() -> Iterator[None]:
     forget_exported()
     import jax
 
-    with ExitStack() as settings:
-        for setting in (
-            jax.enable_x64(False),
-            jax.default_prng_impl("threefry2x32"),
-            jax.threefry_partitionable(True),
-            jax.default_matmul_precision(None),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-            jax.disable_jit(False),
-            jax.debug_nans(False),
-            jax.debug_infs(False),
-        ):
-            settings.enter_context(setting)
+    with (
+        jax.enable_x64(False),
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(True),
+        jax.default_matmul_precision(None),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.disable_jit(False),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+    ):
         yield
 
 
