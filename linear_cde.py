@@ -307,10 +307,6 @@ class LinearCDEByChannel(eqx.Module):
         A = jnp.concatenate([A_time[..., None, :], jnp.swapaxes(self.A, -1, -2)], axis=-2)
         return A, jnp.concatenate([B_time[:, None], self.B], axis=1)
 
-    def initial_states(self, x0: Float[Array, "b E"]) -> Float[Array, "b H"]:
-        """Z_0 of the sequences that start at x0."""
-        return matmul(x0, self.init_matrix.T) + self.init_bias
-
 
 class A5LinearCDE(eqx.Module):
     """The paper's one block for word problems (section 5.2): logits of the running products.
@@ -372,7 +368,8 @@ class A5LinearCDE(eqx.Module):
             control = control_path(times, path)
             return euler_scan(A, B, start, control, control, step_length=self.step_length)
 
-        return jax.vmap(scan)(paths, self.cde.initial_states(paths[:, 0]))
+        starts = matmul(paths[:, 0], self.cde.init_matrix.T) + self.cde.init_bias
+        return jax.vmap(scan)(paths, starts)
 
     def logits(
         self,
