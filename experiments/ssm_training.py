@@ -212,9 +212,19 @@ def do_all(
     prepare: Callable[[Run, torch.device, str], Prepared],
     do: Do,
 ) -> None:
-    """Do the runs, as `training_loop.do_runs`; prepare: for a device and a scan's backend."""
+    """Do the runs, as `training_loop.do_runs`; prepare: for a device and a scan's backend.
+
+    The backend is printed. Raises: ConfigError, UnavailableError, where it cannot be had; as
+    `torch_device` and `do_runs`.
+    """
     where = torch_device(device, config.matmul_precision)
-    backend = announced_backend(config.scan_backend, where)
+    try:
+        backend = choose_backend(where.type, config.scan_backend)
+    except CompilationError as error:
+        raise UnavailableError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(f"scan_backend: {error}") from None
+    print(f"selective scan: {backend}", flush=True)
     # The number of threads decides the last bits.
     gpu = torch.cuda.get_device_name(where) if where.type == "cuda" else None
     origin = {
@@ -223,15 +233,3 @@ def do_all(
         "scan_backend": backend,
     }
     do_runs(runs, lambda run: prepare(run, where, backend), origin, do)
-
-
-def announced_backend(name: str, device: torch.device) -> str:
-    """The selective scan's backend, printed once. Raises: ConfigError, UnavailableError."""
-    try:
-        backend = choose_backend(device.type, name)
-    except CompilationError as error:
-        raise UnavailableError(str(error)) from None
-    except ValueError as error:
-        raise ConfigError(f"scan_backend: {error}") from None
-    print(f"selective scan: {backend}", flush=True)
-    return backend
