@@ -117,7 +117,7 @@ def test_results_that_the_figure_leaves_out_are_named_where_nothing_else_is_ther
     key = ToyCurveKey("S5", 2, True, 2, 1e-4, 256, 0)
     (tmp_path / TOY_RESULTS).mkdir()
     for path in key.paths(tmp_path / TOY_RESULTS):
-        np.save(path, np.array([0.0, 1000.0]))
+        np.save(path, np.array([1.0, 1000.0]))
     assert plot_toy.main(["--results-dir", str(tmp_path)]) == 1
     output = capsys.readouterr()
     assert "not part of Figure 1, left out: S5, depth 2, nonlinear (2D)" in output.out
