@@ -148,32 +148,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write scalars there as the runs go"
     )
-    launchers = parser.add_argument_group("where the runs are done")
-    launchers.add_argument(
+    add_launcher_flags(parser.add_argument_group("where the runs are done"))
+    return parser
+
+
+def add_launcher_flags(group: Any) -> None:
+    """Add the flags that say which processes do the runs."""
+    group.add_argument(
         "--launcher",
         choices=["in-process", "local", "slurm"],
         default="in-process",
         help="one after the other here (default), worker processes here, or a SLURM cluster",
     )
-    launchers.add_argument(
+    group.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="local: runs at the same time (default: one for each GPU, else 1)",
     )
-    launchers.add_argument(
+    group.add_argument(
         "--slurm-config",
         type=Path,
         metavar="FILE",
         help="slurm: default experiment_configs/slurm.yaml",
     )
-    launchers.add_argument(
+    group.add_argument(
         "--wait", action="store_true", help="slurm: follow the runs until all are done or failed"
     )
-    launchers.add_argument(
+    group.add_argument(
         "--leave-held", action="store_true", help="do not wait for runs that other processes hold"
     )
-    return parser
 
 
 def check_launcher_flags(arguments: argparse.Namespace) -> None:
